@@ -1,0 +1,1 @@
+"""The command ``chucky``: the server and what an operator needs beside it."""

@@ -1,0 +1,74 @@
+"""Options that several commands have, and the settings they lead to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+import typer
+
+from chucky.server.settings import Settings
+
+DbOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option("--db", metavar="FILE", help="Database file.", show_default=False),
+]
+ConfigOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="Settings file; ./chucky.toml if there is one.",
+        show_default=False,
+    ),
+]
+JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one line of JSON.")]
+UrlOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--url",
+        metavar="URL",
+        envvar="CHUCKY_URL",
+        help="Address of the server; the local one by default.",
+        show_default=False,
+    ),
+]
+TokenOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--token",
+        metavar="TOKEN",
+        envvar="CHUCKY_TOKEN",
+        help="The user's token; for a local server one is made from the database.",
+        show_default=False,
+    ),
+]
+ModelOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--model", metavar="MODEL", help="Model, by its name or an alias.", show_default=False
+    ),
+]
+SystemPromptOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--system-prompt", metavar="TEXT", help="System prompt.", show_default=False),
+]
+MaxTurnsOption: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        "--max-turns",
+        metavar="N",
+        min=1,
+        help="How often the model may be called for one message.",
+        show_default=False,
+    ),
+]
+
+
+def load_settings(config: Path | None, **arguments: Any) -> Settings:
+    """Read the settings; the arguments are options of the command, ``None`` if not given.
+
+    Raises:
+        ValidationError: Some are wrong; all faults are in the message.
+    """
+    return Settings.load(arguments, config=config)

@@ -1,0 +1,1 @@
+"""The self-hosted service: everything behind the WebSocket."""

@@ -1,0 +1,305 @@
+"""The server put together: every part is made here, once, and handed what it needs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route, WebSocketRoute
+
+from ..errors import AuthenticationError, ChuckyError, SessionError, ValidationError
+from . import auth
+from .admission import Grant, Policy, admit
+from .auth import Identity
+from .edge.websocket import Doorkeeper, WebSocketEdge
+from .engines.messages import MessagesEngine
+from .model.anthropic_api import AnthropicUpstream
+from .model.catalog import Catalog
+from .model.gate import Gate
+from .model.pricing import PriceTable
+from .model.upstream import Upstream
+from .projects import Project, ProjectDirectory
+from .sessions.registry import Registry
+from .sessions.session import Limits, Session
+from .sessions.turn import Outbox
+from .settings import Settings
+from .store import ServeLock, open_store
+
+logger = logging.getLogger("chucky.server")
+
+ANTHROPIC_URL = "https://api.anthropic.com"
+OFFLINE_NOTICE = (
+    "The offline model answers: no provider key is set. Set ANTHROPIC_API_KEY for answers of "
+    "Claude."
+)
+SHUTDOWN_SECONDS = 5
+"""How long connections may take to close when the server stops."""
+
+
+class Announce(Protocol):
+    """Told once, when the server is ready."""
+
+    def __call__(self, url: str, project_id: str, model_notice: str | None) -> None:
+        """Say where the server listens, its default project, and if the offline model answers."""
+        ...
+
+
+async def serve(settings: Settings, announce: Announce) -> None:
+    """Run the server until it is cancelled.
+
+    Args:
+        settings: How; see :class:`~chucky.server.settings.Settings`.
+        announce: Called once, when connections are accepted.
+
+    Raises:
+        ValidationError: A setting cannot work: the address is in use or may not be bound, the
+            database cannot be opened, the model or price table is wrong.
+    """
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(_listen(settings))
+        # Files and price tables are read in a thread: a loop that is part of another program
+        # must not stand still meanwhile.
+        directory, project = await asyncio.to_thread(_open_projects, settings, stack)
+        async with _upstream(settings) as (upstream, notice):
+            service = await asyncio.to_thread(Service, settings, directory, upstream, notice)
+            await service.run(listener, lambda url: announce(url, project.project_id, notice))
+
+
+def _open_projects(
+    settings: Settings, stack: contextlib.ExitStack
+) -> tuple[ProjectDirectory, Project]:
+    """Open the database and return its projects, and the default one among them."""
+    stack.enter_context(ServeLock.acquire(settings.db))
+    store = stack.enter_context(contextlib.closing(open_store(settings)))
+    project = store.ensure_default_project()
+    return ProjectDirectory(store), project
+
+
+class Service:
+    """All parts of a running server."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        directory: ProjectDirectory,
+        upstream: Upstream,
+        notice: str | None,
+    ) -> None:
+        catalog = Catalog.load(settings.models)
+        prices = PriceTable(catalog, settings.prices)
+        self._settings = settings
+        self._directory = directory
+        self._policy = Policy(
+            catalog, succession=settings.succession, notices=(notice,) if notice else ()
+        )
+        self._engine = MessagesEngine(
+            Gate(upstream, prices, _now), attempts=settings.model_attempts
+        )
+        self._limits = Limits(
+            turn_timeout_seconds=settings.turn_timeout_seconds,
+            tool_timeout_seconds=settings.tool_timeout_seconds,
+            queued_inputs=settings.max_queued_inputs,
+        )
+        self._registry = Registry(sessions_per_user=settings.max_sessions_per_user)
+        self._logged_notices: set[str] = set()
+        directory.on_change(self._stop_revoked)
+
+    async def run(self, listener: socket.socket, ready: Callable[[str], None]) -> None:
+        """Serve connections of ``listener`` until told to stop."""
+        server = EmbeddedServer(
+            self._app(),
+            on_started=lambda: ready(_url(self._settings, listener)),
+            ws_max_size=self._settings.max_frame_bytes,
+            ssl_certfile=self._settings.tls_cert,
+            ssl_keyfile=self._settings.tls_key,
+        )
+
+        following = asyncio.create_task(self._directory.run())
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            await asyncio.wait([following, serving], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await self._stop_all()
+            server.should_exit = True
+            following.cancel()
+            await asyncio.wait([following, serving])
+        serving.result()
+
+    def _app(self) -> Starlette:
+        doorkeeper = Doorkeeper(
+            authenticate=self._authenticate,
+            open_session=self._open_session,
+            admit=self._admit,
+        )
+        edge = WebSocketEdge(
+            doorkeeper, self._registry, idle_timeout_seconds=self._settings.idle_timeout_seconds
+        )
+        return Starlette(
+            routes=[
+                Route("/healthz", _health),
+                Route("/ws", _not_a_websocket),
+                WebSocketRoute("/ws", edge.endpoint),
+            ]
+        )
+
+    async def _authenticate(self, token: str) -> Identity:
+        try:
+            return auth.authenticate(token, self._directory.lookup, time.time())
+        except AuthenticationError as error:
+            # The key may be younger than the last look at the store: `chucky projects create`
+            # and `chucky token` work while the server runs, and their token is used at once.
+            if error.reason != "token_signature" or not await self._directory.refresh():
+                raise
+        return auth.authenticate(token, self._directory.lookup, time.time())
+
+    def _open_session(self, identity: Identity, outbox: Outbox) -> Session:
+        return Session(
+            identity=identity,
+            outbox=outbox,
+            engine=self._engine,
+            limits=self._limits,
+            recheck=self._recheck,
+        )
+
+    def _admit(self, identity: Identity, options: Mapping[str, Any]) -> Grant | ChuckyError:
+        grant = admit(identity, options, self._policy, _now().date())
+        for notice in grant.notices if isinstance(grant, Grant) else ():
+            if notice not in self._logged_notices:
+                self._logged_notices.add(notice)
+                logger.warning("%s", notice)
+        return grant
+
+    def _recheck(self, identity: Identity) -> None:
+        auth.check_again(identity, self._directory.lookup, time.time())
+
+    def _stop_revoked(self) -> None:
+        """Stop the sessions whose key or project is no longer good."""
+        for attached in self._registry:
+            try:
+                auth.check_key(attached.identity, self._directory.lookup)
+            except ChuckyError as error:
+                attached.stop(error)
+
+    async def _stop_all(self) -> None:
+        """Let every running turn end with a result before the connections are closed."""
+        for attached in self._registry:
+            attached.stop(SessionError("The server is stopping.", reason="server_stopping"))
+        try:
+            async with asyncio.timeout(SHUTDOWN_SECONDS):
+                await self._registry.wait_empty()
+        except TimeoutError:
+            logger.warning("%d sessions did not end in time", len(self._registry))
+
+
+class EmbeddedServer(uvicorn.Server):
+    """uvicorn without its own signal handlers, access log and process banner."""
+
+    def __init__(self, app: Starlette, *, on_started: Callable[[], None], **config: Any) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                ws="websockets-sansio",
+                # Deflate costs 65 KB of memory per socket and most of the speed.
+                ws_per_message_deflate=False,
+                lifespan="off",
+                access_log=False,
+                # uvicorn logs request targets at level info, and those may hold a token.
+                log_config=None,
+                log_level="warning",
+                server_header=False,
+                timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+                **config,
+            )
+        )
+        self._on_started = on_started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to accept connections, then say so."""
+        await super().startup(sockets)
+        self._on_started()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to the program this server is a part of."""
+        yield
+
+
+@contextlib.asynccontextmanager
+async def _upstream(settings: Settings) -> AsyncIterator[tuple[Upstream, str | None]]:
+    """The way to the model, and the notice if that is the offline one."""
+    key, url = settings.anthropic_api_key, settings.upstream_url
+    async with contextlib.AsyncExitStack() as stack:
+        notice = None
+        if key is None and url is None:
+            url = await stack.enter_async_context(_offline_model())
+            notice = OFFLINE_NOTICE
+        # Servers of other vendors mostly want no key, but the header must be there.
+        upstream = AnthropicUpstream(api_key=key or "none", base_url=url or ANTHROPIC_URL)
+        stack.push_async_callback(upstream.close)
+        yield upstream, notice
+
+
+@contextlib.asynccontextmanager
+async def _offline_model() -> AsyncIterator[str]:
+    """Run the offline model on a free port of this machine, and say where."""
+    from ..offline.app import serve as serve_offline
+
+    port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    serving = asyncio.create_task(serve_offline("127.0.0.1", 0, ready=port.set_result))
+    try:
+        either: list[asyncio.Future[Any]] = [port, serving]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if serving.done():
+            serving.result()
+        yield f"http://127.0.0.1:{port.result()}"
+    finally:
+        serving.cancel()
+        await asyncio.wait([serving])
+
+
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((settings.host, settings.port))
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        raise ValidationError(
+            f"Cannot listen on {settings.host}:{settings.port} ({error.strerror}). Choose "
+            "another port with --port, or 0 for a free one."
+        ) from error
+    return listener
+
+
+def _url(settings: Settings, listener: socket.socket) -> str:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    scheme = "wss" if settings.tls_cert else "ws"
+    return f"{scheme}://{host}:{listener.getsockname()[1]}/ws"
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+async def _health(_request: Request) -> Response:
+    return JSONResponse({"status": "ok"})
+
+
+async def _not_a_websocket(_request: Request) -> Response:
+    return PlainTextResponse(
+        "This address speaks WebSocket: connect with the Chucky SDK.\n",
+        status_code=426,
+        headers={"Upgrade": "websocket"},
+    )

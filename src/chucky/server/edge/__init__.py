@@ -1,0 +1,1 @@
+"""Protocol in, protocol out: no money, no model, no SQL."""

@@ -1,0 +1,271 @@
+"""The WebSocket at ``/ws``: bytes in, calls on a session out.
+
+``docs/protocol.md`` describes what happens on it, frame by frame.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from ... import wire
+from ...errors import AuthenticationError, ChuckyError
+from ..admission import Grant
+from ..auth import Identity
+from ..sessions.registry import Registry
+from ..sessions.session import Session
+from ..sessions.turn import Outbox
+
+logger = logging.getLogger("chucky.server")
+
+# How long a client without a token in its request may take to send one in `init`.
+TOKEN_WAIT_SECONDS = 10.0
+# How long one frame may wait for a client that does not read; then the client is given up.
+SEND_TIMEOUT_SECONDS = 30.0
+# How long a turn that is stopped from outside may take to end with its result.
+STOP_SECONDS = 4.0
+
+NORMAL_CLOSURE = 1000
+PROTOCOL_VIOLATION = 1002
+POLICY_VIOLATION = 1008
+
+
+@dataclass(frozen=True, slots=True)
+class Doorkeeper:
+    """The decisions the edge asks for and does not take itself.
+
+    Attributes:
+        authenticate: Judges a token; raises AuthenticationError.
+        open_session: Makes the session of an identity.
+        admit: Decides on the options a client asks for.
+    """
+
+    authenticate: Callable[[str], Awaitable[Identity]]
+    open_session: Callable[[Identity, Outbox], Session]
+    admit: Callable[[Identity, Mapping[str, Any]], Grant | ChuckyError]
+
+
+class WebSocketEdge:
+    """Serves sockets."""
+
+    def __init__(
+        self, doorkeeper: Doorkeeper, registry: Registry, *, idle_timeout_seconds: float
+    ) -> None:
+        self._doorkeeper = doorkeeper
+        self._registry = registry
+        self._idle_timeout_seconds = idle_timeout_seconds
+
+    async def endpoint(self, websocket: WebSocket) -> None:
+        """Serve one socket from its upgrade to its end.
+
+        The upgrade is accepted whatever the token, because only a frame gets the reason of a
+        refusal to every client: a refused upgrade shows as an error of their library.
+        """
+        await websocket.accept()
+        socket = _Socket(websocket, self._doorkeeper, self._idle_timeout_seconds)
+        try:
+            identity, options = await self._identify(websocket)
+            session = socket.attach(identity)
+            self._registry.add(socket)
+        except ChuckyError as refusal:
+            await socket.refuse(refusal)
+            return
+        except WebSocketDisconnect:
+            return
+        try:
+            await socket.serve(session, options)
+        finally:
+            self._registry.remove(socket)
+
+    async def _identify(self, websocket: WebSocket) -> tuple[Identity, dict[str, Any] | None]:
+        """Whose socket it is, and the options if they had to be awaited to know."""
+        token = _token_of_request(websocket)
+        if token is not None:
+            return await self._doorkeeper.authenticate(token), None
+        try:
+            async with asyncio.timeout(TOKEN_WAIT_SECONDS):
+                frame = wire.parse_client_frame(await _receive(websocket))
+        except TimeoutError:
+            frame = wire.Unknown("none")
+        if not isinstance(frame, wire.Init):
+            raise AuthenticationError(
+                "No token: send one as ?token=… in the url, in the header 'Authorization: "
+                "Bearer …', or as 'token' in the payload of 'init'.",
+                reason="token_missing",
+            )
+        given = frame.options.pop("token", "")
+        token = given if isinstance(given, str) else ""
+        return await self._doorkeeper.authenticate(token), frame.options
+
+
+class _Ended(Exception):  # noqa: N818 - not an error, but how a TaskGroup is ended from inside
+    """Ends everything that runs for a socket; the reason was told to whom it concerns."""
+
+
+class _Socket:
+    """One socket with its session: an :class:`Outbox`, and an entry of the register."""
+
+    identity: Identity
+
+    def __init__(
+        self, websocket: WebSocket, doorkeeper: Doorkeeper, idle_timeout_seconds: float
+    ) -> None:
+        self._websocket = websocket
+        self._doorkeeper = doorkeeper
+        self._idle_timeout_seconds = idle_timeout_seconds
+        self._tasks: asyncio.TaskGroup | None = None
+        self._session: Session | None = None
+        self._gone = False
+
+    def attach(self, identity: Identity) -> Session:
+        """Make the session whose frames go through this socket."""
+        self.identity = identity
+        self._session = self._doorkeeper.open_session(identity, self)
+        return self._session
+
+    async def send(self, frame: str) -> None:
+        """Send one frame. To a client that is gone nothing is sent, and nothing raised:
+
+        reading notices that it is gone and ends the session, which is where it is dealt with.
+        """
+        if self._gone:
+            return
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT_SECONDS):
+                await self._websocket.send({"type": "websocket.send", "text": frame})
+        except TimeoutError:
+            logger.warning("a client did not read for %g s; it is left", SEND_TIMEOUT_SECONDS)
+            self._gone = True
+            if self._tasks is not None:
+                self._tasks.create_task(self._end(None, POLICY_VIOLATION))
+        except (WebSocketDisconnect, RuntimeError):
+            self._gone = True
+
+    async def refuse(self, error: ChuckyError, code: int = POLICY_VIOLATION) -> None:
+        """Tell the client why it is not served, and close."""
+        await self.send(wire.error_frame(str(error), code=error.code, reason=error.reason))
+        await self._close(code)
+
+    def stop(self, error: ChuckyError) -> None:
+        """End the session from outside; see :class:`Attached`."""
+        if self._tasks is not None:
+            self._tasks.create_task(self._stop(error))
+
+    async def serve(self, session: Session, options: dict[str, Any] | None) -> None:
+        """Serve the session until the client leaves or is sent away."""
+        await self.send(wire.control_frame("ready"))
+        try:
+            async with asyncio.TaskGroup() as self._tasks:
+                answering = self._tasks.create_task(session.run())
+                if options is not None:
+                    await self._begin(session, options)
+                await self._read(session)
+                answering.cancel()
+        except* _Ended:
+            pass
+        finally:
+            self._tasks = None
+
+    async def _read(self, session: Session) -> None:
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout(self._idle_timeout_seconds):
+                        text = await _receive(self._websocket)
+                except TimeoutError:
+                    if session.busy:
+                        continue
+                    await self._close(NORMAL_CLOSURE)
+                    return
+                frame = wire.parse_client_frame(text)
+                if isinstance(frame, wire.Control) and frame.action == "close":
+                    await self._close(NORMAL_CLOSURE)
+                    return
+                await self._handle(session, frame)
+        except wire.FrameError as error:
+            error.code, error.reason = "VALIDATION_ERROR", "malformed_frame"
+            await self.refuse(error, PROTOCOL_VIOLATION)
+        except ChuckyError as error:
+            await self.refuse(error)
+        except WebSocketDisconnect:
+            self._gone = True
+
+    async def _handle(self, session: Session, frame: wire.ClientFrame) -> None:
+        match frame:
+            case wire.Init(options):
+                if session.begun:
+                    raise wire.FrameError("init", "may come only once, and before any message")
+                await self._begin(session, options)
+            case wire.UserInput():
+                if not session.begun:
+                    await self._begin(session, frame.options)
+                session.submit(frame)
+            case wire.ToolReply():
+                session.deliver(frame)
+            case wire.Ping(timestamp):
+                await self.send(wire.pong_frame(timestamp))
+            case wire.Control(action="interrupt") if session.named(wire.INTERRUPT):
+                session.interrupt()
+            case wire.Control() | wire.Unknown():
+                logger.info("session %s: ignored %.100r", session.session_id, frame)
+
+    async def _begin(self, session: Session, options: Mapping[str, Any]) -> None:
+        named = options.get("capabilities")
+        capabilities = frozenset(map(str, named)) if isinstance(named, list) else frozenset()
+        await session.begin(self._doorkeeper.admit(session.identity, options), capabilities)
+
+    async def _stop(self, error: ChuckyError) -> None:
+        """Let a running turn end with ``error`` as its result, then close."""
+        assert self._session is not None
+        was_busy = self._session.busy
+        self._session.interrupt(error)
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await self._session.wait_idle()
+        except TimeoutError:
+            pass  # the client does not take its result; it is closed all the same
+        tell = not was_busy and self._session.named(wire.ERROR_FRAMES)
+        await self._end(error if tell else None, POLICY_VIOLATION)
+
+    async def _end(self, error: ChuckyError | None, code: int) -> None:
+        if error is not None:
+            await self.send(wire.error_frame(str(error), code=error.code, reason=error.reason))
+        await self._close(code)
+        raise _Ended
+
+    async def _close(self, code: int) -> None:
+        self._gone = True
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT_SECONDS):
+                await self._websocket.close(code)
+        except (WebSocketDisconnect, RuntimeError, TimeoutError):
+            pass  # it is closed already
+
+
+async def _receive(websocket: WebSocket) -> str | bytes:
+    """The next frame's data.
+
+    Raises:
+        WebSocketDisconnect: The client has left.
+    """
+    message = await websocket.receive()
+    if message["type"] == "websocket.disconnect":
+        raise WebSocketDisconnect(message.get("code", 1005))
+    text: str | None = message.get("text")
+    if text is not None:
+        return text
+    data: bytes = message["bytes"]
+    return data
+
+
+def _token_of_request(websocket: WebSocket) -> str | None:
+    """The token in the url or the header; None if neither is there at all."""
+    if "token" in websocket.query_params:
+        return websocket.query_params["token"]
+    scheme, _, credentials = websocket.headers.get("authorization", "").partition(" ")
+    return credentials.strip() if scheme.lower() == "bearer" else None

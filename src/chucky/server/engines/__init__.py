@@ -1,0 +1,1 @@
+"""What answers: each engine turns a user's message into messages of the agent."""

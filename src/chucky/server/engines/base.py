@@ -1,0 +1,106 @@
+"""What a session and an engine are to each other.
+
+A session asks its engine for a :class:`Conversation` once, and for an answer each turn. The
+engine reports through the :class:`Turn` it is given and knows neither sockets nor clients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ..model.catalog import Model
+from ..model.meter import Meter
+
+Content = str | list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolSpec:
+    """A tool that runs in the client.
+
+    Attributes:
+        name: The name it was defined with, which ``tool_call`` carries.
+        visible_name: The name the model sees, ``mcp__<server>__<tool>``.
+        description: What the model is told about it.
+        input_schema: JSON Schema of its arguments, of type object.
+    """
+
+    name: str
+    visible_name: str
+    description: str
+    input_schema: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSpec:
+    """What a session was granted; fixed for its whole life.
+
+    Attributes:
+        model: The model that answers.
+        system_prompt: The system prompt; None for none.
+        tools: The tools the model may call.
+        max_turns: How often the model may be called to answer one message; None for the
+            engine's own limit.
+        include_partial_messages: Whether the client wants the model's events as they come.
+        caller: An opaque name of user and session, told to the provider with every call.
+    """
+
+    model: Model
+    system_prompt: str | None
+    tools: tuple[ToolSpec, ...]
+    max_turns: int | None
+    include_partial_messages: bool
+    caller: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolOutcome:
+    """What a tool returned: content blocks of the Messages API (text, image)."""
+
+    content: list[dict[str, Any]]
+    is_error: bool = False
+
+
+class Turn(Protocol):
+    """One turn, seen from an engine."""
+
+    @property
+    def meter(self) -> Meter:
+        """Counts what the turn's model calls used and cost."""
+        ...
+
+    async def emit(self, message: dict[str, Any]) -> None:
+        """Send a complete message (``assistant`` or ``user``) to the client."""
+        ...
+
+    async def emit_event(self, event_json: str) -> None:
+        """Send one event of the model's stream to the client, as the JSON text it came in."""
+        ...
+
+    async def call_tool(self, tool: ToolSpec, arguments: dict[str, Any]) -> ToolOutcome:
+        """Have the client run a tool; a missing answer becomes an error outcome in time."""
+        ...
+
+
+class Conversation(Protocol):
+    """An engine's side of one session: what the model has seen so far."""
+
+    async def answer(self, content: Content, turn: Turn) -> str:
+        """Answer one user message and return the final text.
+
+        Cancelling it interrupts the turn; the conversation must be usable afterwards.
+
+        Raises:
+            ChuckyError: The turn failed; code and sentence become its result.
+        """
+        ...
+
+
+class Engine(Protocol):
+    """Makes conversations."""
+
+    def open(self, spec: SessionSpec) -> Conversation:
+        """Begin a conversation."""
+        ...

@@ -1,0 +1,163 @@
+"""Model calls through the ``anthropic`` package; the only module that imports it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import anthropic
+import httpx2  # the HTTP client of the anthropic package; its errors come through while streaming
+
+from .upstream import UpstreamError
+
+# The time between two events may be long while a model thinks; the API sends pings meanwhile.
+_TIMEOUT = httpx2.Timeout(connect=10.0, read=120.0, write=60.0, pool=60.0)
+
+_LONGEST_QUOTE = 500
+
+# The API's error types, for errors that come in the middle of a stream and so without a status.
+_STATUS_BY_TYPE = {
+    "invalid_request_error": 400,
+    "authentication_error": 401,
+    "billing_error": 402,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "request_too_large": 413,
+    "rate_limit_error": 429,
+    "api_error": 500,
+    "timeout_error": 504,
+    "overloaded_error": 529,
+}
+
+# HTTP status -> (reason, what it means to the reader). Other 4xx are rejections, 5xx are faults.
+_MEANING_BY_STATUS = {
+    401: ("provider_key_refused", "The model provider refused this server's key"),
+    402: ("provider_billing", "The model provider reports a billing problem of this server's key"),
+    403: ("provider_forbidden", "This server's key may not make this model call"),
+    404: ("model_not_found", "The model provider does not know what was asked for"),
+    408: ("model_timeout", "The model took too long"),
+    409: ("model_conflict", "The model provider reports a conflict"),
+    413: ("request_too_large", "The conversation is too large for the model"),
+    429: ("model_rate_limited", "The model provider limits this server's rate"),
+    529: ("model_overloaded", "The model is overloaded"),
+}
+_RETRYABLE_STATUS = frozenset({408, 409, 429})
+_REJECTING_STATUS = frozenset({400, 413, 422})
+
+
+class AnthropicUpstream:
+    """The Messages API at Anthropic, or at any address that speaks it."""
+
+    def __init__(self, *, api_key: str, base_url: str | None = None) -> None:
+        """Prepare calls; nothing is connected yet.
+
+        Args:
+            api_key: The provider's key. It is sent upstream and nowhere else.
+            base_url: Another address than Anthropic's.
+        """
+        self._client = anthropic.AsyncAnthropic(
+            api_key=api_key, base_url=base_url, max_retries=0, timeout=_TIMEOUT
+        )
+
+    @asynccontextmanager
+    async def stream(self, request: Mapping[str, Any]) -> AsyncIterator[AsyncIterator[str]]:
+        """Make a call; see :class:`~chucky.server.model.upstream.Upstream`."""
+        with _own_errors():
+            # `messages.create` would warn about models that are retired some day, which is the
+            # model table's business here, and convert a request that is in its final form.
+            stream = await self._client.post(
+                "/v1/messages",
+                cast_to=object,
+                body={**request, "stream": True},
+                stream=True,
+                stream_cls=anthropic.AsyncStream[object],
+            )
+            async with stream:
+                yield _events(stream.response)
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        await self._client.close()
+
+
+async def _events(response: httpx2.Response) -> AsyncIterator[str]:
+    """The events as text: parsed once, by the gate, and relayed as they are."""
+    with _own_errors():
+        async for event in anthropic.AsyncStream.raw_events(response):
+            if event.event == "error":
+                raise _stream_error(event.data)
+            if event.event not in (None, "ping"):
+                yield event.data
+
+
+@contextmanager
+def _own_errors() -> Iterator[None]:
+    try:
+        yield
+    except anthropic.APIStatusError as error:
+        raise _status_error(error) from error
+    except (anthropic.APITimeoutError, httpx2.TimeoutException) as error:
+        raise UpstreamError(
+            "The model did not answer in time.", reason="model_timeout", retryable=True
+        ) from error
+    except (anthropic.APIConnectionError, httpx2.TransportError) as error:
+        raise UpstreamError(
+            "The connection to the model failed.", reason="model_unreachable", retryable=True
+        ) from error
+    except anthropic.AnthropicError as error:
+        raise UpstreamError(
+            f"The model call could not be made: {error}", reason="model_call_invalid"
+        ) from error
+
+
+def _status_error(error: anthropic.APIStatusError) -> UpstreamError:
+    return _error(
+        error.status_code,
+        _quote(error.body) or error.message,
+        _seconds(error.response.headers.get("retry-after")),
+    )
+
+
+def _stream_error(data: str) -> UpstreamError:
+    try:
+        body = json.loads(data)
+    except ValueError:
+        body = None
+    inner = body.get("error") if isinstance(body, dict) else None
+    kind = inner.get("type") if isinstance(inner, dict) else None
+    return _error(_STATUS_BY_TYPE.get(str(kind), 500), _quote(body) or "no details given", None)
+
+
+def _error(status: int, said: str, retry_after_seconds: float | None) -> UpstreamError:
+    default = (
+        ("model_error", "The model provider had an internal error")
+        if status >= 500
+        else ("model_rejected_request", "The model provider rejected the request")
+    )
+    reason, meaning = _MEANING_BY_STATUS.get(status, default)
+    # What a provider says about a refused key is for the operator and not for end users.
+    detail = "" if status in (401, 402, 403) else f": {said[:_LONGEST_QUOTE]}"
+    return UpstreamError(
+        f"{meaning}{detail.rstrip('.')}.",
+        reason=reason,
+        retryable=status in _RETRYABLE_STATUS or status >= 500,
+        rejected=status in _REJECTING_STATUS,
+        retry_after_seconds=retry_after_seconds,
+    )
+
+
+def _quote(body: object) -> str:
+    """The provider's own sentence out of an error body."""
+    inner = body.get("error") if isinstance(body, dict) else None
+    said = inner.get("message") if isinstance(inner, dict) else None
+    return said if isinstance(said, str) else ""
+
+
+def _seconds(header: str | None) -> float | None:
+    try:
+        seconds = float(header or "")
+    except ValueError:
+        return None
+    return seconds if 0 <= seconds < 3600 else None

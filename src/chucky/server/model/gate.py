@@ -1,0 +1,144 @@
+"""The one gate to a model: every model call of every engine goes through it.
+
+It makes one call, once, and counts what the call really used. Whether a failed call is made
+again is its caller's decision; each attempt is a call of its own here, with its own cost.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
+
+from .catalog import Model
+from .meter import Meter
+from .pricing import PriceTable, Usage, merge_usage
+from .upstream import Upstream, UpstreamError
+
+# How many characters of output make a token, where the provider did not live to say: rather too
+# few, so that an interrupted answer is not counted too low.
+_CHARACTERS_PER_TOKEN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event of a model's stream.
+
+    Attributes:
+        fields: The event, parsed.
+        text: The same as it came, for relaying it untouched.
+    """
+
+    fields: dict[str, Any]
+    text: str
+
+
+@dataclass(slots=True)
+class _Count:
+    """What one call has used so far."""
+
+    reported: dict[str, Any] = field(default_factory=dict)
+    usage: Usage = field(default_factory=Usage)
+    characters: int = 0
+    complete: bool = False
+
+    def take(self, event: dict[str, Any]) -> None:
+        match event:
+            case {"type": "message_start", "message": {"usage": dict(usage)}}:
+                self._report(usage)
+            case {"type": "content_block_delta", "delta": dict(delta)}:
+                self.characters += sum(len(v) for k, v in delta.items() if _is_output(k, v))
+            case {"type": "message_delta", "usage": dict(usage)}:
+                self._report(usage)
+            case {"type": "message_stop"}:
+                self.complete = True
+
+    def _report(self, usage: dict[str, Any]) -> None:
+        self.reported = merge_usage(self.reported, usage)
+        try:
+            self.usage = Usage.from_api(self.reported)
+        except ValueError as error:
+            raise UpstreamError(
+                f"The model's stream reported a usage that makes no sense ({error}).",
+                reason="model_stream_malformed",
+            ) from error
+
+    def total(self) -> Usage:
+        """The usage as reported, its output estimated if the stream was cut short."""
+        if self.complete or not self.reported:
+            return self.usage
+        estimate = -(-self.characters // _CHARACTERS_PER_TOKEN)
+        return replace(self.usage, output_tokens=max(estimate, self.usage.output_tokens))
+
+
+class Gate:
+    """Makes model calls and counts them."""
+
+    def __init__(
+        self, upstream: Upstream, prices: PriceTable, clock: Callable[[], datetime]
+    ) -> None:
+        self._upstream = upstream
+        self._prices = prices
+        self._clock = clock
+
+    async def call(
+        self, model: Model, request: Mapping[str, Any], meter: Meter
+    ) -> AsyncGenerator[Event, None]:
+        """Call a model and yield its stream's events.
+
+        Whatever way it ends, by the end of the stream, an error or the reader leaving, the
+        tokens used until then are priced and added to ``meter``.
+
+        Args:
+            model: The model; ``request`` must name it.
+            request: The body of the Messages API, without ``stream``.
+            meter: Where usage and cost are added.
+
+        Raises:
+            ValidationError: The model has no price; nothing was sent.
+            UpstreamError: The call failed, or its stream broke off.
+        """
+        price = self._prices.price_of(model, self._clock())
+        count = _Count()
+        started_at = time.monotonic_ns()
+        try:
+            async with self._upstream.stream(request) as events:
+                async for text in events:
+                    event = _parse(text)
+                    count.take(event)
+                    yield Event(event, text)
+            if not count.complete:
+                raise UpstreamError(
+                    "The model's answer broke off before its end.",
+                    reason="model_stream_dropped",
+                    retryable=True,
+                )
+        finally:
+            usage = count.total()
+            meter.add(
+                Meter(
+                    usage=usage,
+                    cost_nanos=price.cost_nanos(usage),
+                    calls=int(count.complete),
+                    api_ms=(time.monotonic_ns() - started_at) // 1_000_000,
+                )
+            )
+
+
+def _is_output(key: str, value: object) -> bool:
+    return key in ("text", "thinking", "partial_json") and isinstance(value, str)
+
+
+def _parse(text: str) -> dict[str, Any]:
+    try:
+        event = json.loads(text)
+    except ValueError:
+        event = None
+    if not isinstance(event, dict):
+        raise UpstreamError(
+            "The model's stream had an event that is not JSON.", reason="model_stream_malformed"
+        )
+    return event

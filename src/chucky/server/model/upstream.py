@@ -1,0 +1,52 @@
+"""Where model calls go, as the gate sees it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
+
+from ...errors import ChuckyError
+
+
+class UpstreamError(ChuckyError):
+    """A model call failed.
+
+    Attributes:
+        retryable: Whether the same call may succeed if it is made again.
+        rejected: Whether the provider found the request itself wrong, so that sending the same
+            conversation again would fail for ever.
+        retry_after_seconds: How long the provider asked to wait, if it did.
+    """
+
+    default_code = "MODEL_ERROR"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str,
+        retryable: bool = False,
+        rejected: bool = False,
+        retry_after_seconds: float | None = None,
+    ) -> None:
+        super().__init__(message, reason=reason)
+        self.retryable = retryable
+        self.rejected = rejected
+        self.retry_after_seconds = retry_after_seconds
+
+
+class Upstream(Protocol):
+    """A provider that speaks the Messages API. It makes each call once: retrying is not its job."""
+
+    def stream(self, request: Mapping[str, Any]) -> AbstractAsyncContextManager[AsyncIterator[str]]:
+        """Make a call; the context yields the stream's events, each as its JSON text.
+
+        Raises:
+            UpstreamError: On entering or while iterating.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        ...

@@ -1,0 +1,1 @@
+"""One conversation: its turns, its tool calls, and the register of all that are open."""

@@ -1,0 +1,285 @@
+"""One conversation on the server: its inputs, its single running turn, its results."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import uuid
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ... import wire
+from ...errors import ChuckyError, ValidationError
+from ..admission import Grant
+from ..auth import Identity
+from ..engines.base import Content, Conversation, Engine, SessionSpec
+from ..model.meter import Meter
+from ..model.pricing import nanos_to_dollars
+from .toolcalls import ToolCalls
+from .turn import Outbox, RunningTurn
+
+logger = logging.getLogger("chucky.server")
+
+# So many uuids of inputs are remembered, so that none starts a second turn.
+_REMEMBERED_INPUTS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a session may take at most."""
+
+    turn_timeout_seconds: float
+    tool_timeout_seconds: float
+    queued_inputs: int
+
+
+class Session:
+    """A conversation of one user.
+
+    Inputs queue and are answered one after the other; each gets exactly one result. ``run()``
+    must be running for that.
+    """
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        outbox: Outbox,
+        engine: Engine,
+        limits: Limits,
+        recheck: Callable[[Identity], None],
+    ) -> None:
+        """Make a session; :meth:`begin` decides what it may do.
+
+        Args:
+            identity: Whose session it is.
+            outbox: Where its frames go.
+            engine: What answers.
+            limits: What it may take at most.
+            recheck: Raises AuthenticationError once an identity is no longer good.
+        """
+        self.session_id = str(uuid.uuid4())
+        self.identity = identity
+        self._outbox = outbox
+        self._engine = engine
+        self._limits = limits
+        self._recheck = recheck
+        self._tool_calls = ToolCalls(
+            lambda call: outbox.send(wire.tool_call_frame(call)),
+            timeout_seconds=limits.tool_timeout_seconds,
+        )
+        self._inputs: deque[wire.UserInput] = deque()
+        self._arrived = asyncio.Event()
+        self._seen: OrderedDict[str, None] = OrderedDict()
+        self._grant: Grant | ChuckyError | None = None
+        self._conversation: Conversation | None = None
+        self._capabilities: frozenset[str] = frozenset()
+        self._turn: RunningTurn | None = None
+        self._idle = asyncio.Event()
+        self._total = Meter()
+        self._announced = False
+
+    @property
+    def begun(self) -> bool:
+        """Whether the session's options are settled."""
+        return self._grant is not None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a turn is running or waiting."""
+        return self._turn is not None or bool(self._inputs)
+
+    def named(self, capability: str) -> bool:
+        """Whether the client named an extension of ours."""
+        return capability in self._capabilities
+
+    async def begin(self, grant: Grant | ChuckyError, capabilities: frozenset[str]) -> None:
+        """Settle what the session may do.
+
+        A refusal is not sent at once: every client understands the result of a turn, while some
+        would lose the text of an error, so it becomes the result of whatever is asked.
+        """
+        self._capabilities = capabilities
+        self._grant = grant
+        if isinstance(grant, ChuckyError):
+            return
+        self._conversation = self._engine.open(self._spec(grant))
+        info = {
+            "sessionId": self.session_id,
+            "state": "ready",
+            "messageCount": 0,
+            "model": grant.model.id,
+            "tools": [tool.visible_name for tool in grant.tools],
+            "capabilities": list(wire.CAPABILITIES),
+            "ignored": list(grant.ignored),
+            "notices": list(grant.notices),
+        }
+        await self._outbox.send(wire.control_frame("session_info", info))
+
+    def submit(self, user_input: wire.UserInput) -> None:
+        """Queue an input; the same uuid never starts a second turn.
+
+        Raises:
+            ChuckyError: Too many inputs wait already.
+        """
+        if user_input.uuid is not None:
+            if user_input.uuid in self._seen:
+                logger.info("session %s: an input came twice", self.session_id)
+                return
+            self._seen[user_input.uuid] = None
+            if len(self._seen) > _REMEMBERED_INPUTS:
+                self._seen.popitem(last=False)
+        if len(self._inputs) >= self._limits.queued_inputs:
+            raise ChuckyError(
+                f"{self._limits.queued_inputs} messages wait for their turn already; wait for "
+                "results before sending more.",
+                code="RATE_LIMIT",
+                reason="too_many_inputs",
+            )
+        self._inputs.append(user_input)
+        self._idle.clear()
+        self._arrived.set()
+
+    def deliver(self, reply: wire.ToolReply) -> None:
+        """Hand in the answer to a tool call."""
+        self._tool_calls.deliver(reply)
+
+    def interrupt(self, error: ChuckyError | None = None) -> None:
+        """End the running turn now; ``error`` says why, if it was not the user's wish."""
+        if self._turn is not None:
+            self._turn.interrupt(
+                error
+                or ChuckyError(
+                    "The turn was interrupted.", code="INTERRUPTED", reason="interrupted"
+                )
+            )
+
+    async def run(self) -> None:
+        """Answer inputs, one after the other, until cancelled."""
+        while True:
+            while not self._inputs:
+                self._idle.set()
+                self._arrived.clear()
+                await self._arrived.wait()
+            await self._take_turn()
+
+    async def wait_idle(self) -> None:
+        """Wait until every input has its result."""
+        await self._idle.wait()
+
+    async def _take_turn(self) -> None:
+        user_input = self._inputs.popleft()
+        turn = self._turn = RunningTurn(
+            self.session_id, user_input.form, self._outbox, self._tool_calls
+        )
+        outcome: str | ChuckyError
+        try:
+            outcome = await turn.run(
+                self._answer(user_input.content, turn),
+                timeout_seconds=self._limits.turn_timeout_seconds,
+            )
+        except ChuckyError as error:
+            outcome = error
+        except Exception:
+            # The boundary between our own faults and the client: a turn always has a result,
+            # and what went wrong inside is for the log and not for the client.
+            logger.exception("session %s: a turn failed", self.session_id)
+            outcome = ChuckyError(
+                "The server failed to answer; its log says why.",
+                code="INTERNAL_ERROR",
+                reason="internal_error",
+            )
+        self._total.add(turn.meter)
+        self._turn = None
+        await turn.emit(self._result(turn, outcome))
+
+    async def _answer(self, content: Content, turn: RunningTurn) -> str:
+        grant, conversation = self._grant, self._conversation
+        if isinstance(grant, ChuckyError):
+            raise grant
+        assert grant is not None
+        assert conversation is not None
+        self._recheck(self.identity)
+        _check_content(content)
+        if not self._announced:
+            self._announced = True
+            await turn.emit(_system_init(grant))
+        return await conversation.answer(content, turn)
+
+    def _spec(self, grant: Grant) -> SessionSpec:
+        # The provider wants to tell users apart, but need not learn who they are.
+        user = f"{self.identity.project_id}\n{self.identity.user_id}".encode()
+        return SessionSpec(
+            model=grant.model,
+            system_prompt=grant.system_prompt,
+            tools=grant.tools,
+            max_turns=grant.max_turns,
+            include_partial_messages=grant.include_partial_messages,
+            caller=f"user_{hashlib.sha256(user).hexdigest()}_session_{self.session_id}",
+        )
+
+    def _result(self, turn: RunningTurn, outcome: str | ChuckyError) -> dict[str, Any]:
+        usage = turn.meter.usage
+        result: dict[str, Any] = {
+            "type": "result",
+            "subtype": _subtype(outcome),
+            "is_error": isinstance(outcome, ChuckyError),
+            "duration_ms": turn.duration_ms,
+            "duration_api_ms": turn.meter.api_ms,
+            "num_turns": self._total.calls,
+            "result": str(outcome),
+            "total_cost_usd": nanos_to_dollars(self._total.cost_nanos),
+            "usage": {
+                "input_tokens": usage.input_tokens,
+                "output_tokens": usage.output_tokens,
+                "cache_creation_input_tokens": usage.cache_write_5m_tokens
+                + usage.cache_write_1h_tokens,
+                "cache_read_input_tokens": usage.cache_read_tokens,
+            },
+        }
+        if isinstance(outcome, ChuckyError):
+            result["errors"] = [str(outcome)]
+        if self.named(wire.RESULT_DETAILS):
+            result |= self._details(turn, outcome)
+        return result
+
+    def _details(self, turn: RunningTurn, outcome: str | ChuckyError) -> dict[str, Any]:
+        details: dict[str, Any] = {"turn_cost_usd": nanos_to_dollars(turn.meter.cost_nanos)}
+        if isinstance(self._grant, Grant):
+            details["model"] = self._grant.model.id
+        if isinstance(outcome, ChuckyError):
+            details["error"] = {
+                **outcome.details,
+                "code": outcome.code,
+                "reason": outcome.reason,
+                "message": str(outcome),
+            }
+        return details
+
+
+def _subtype(outcome: str | ChuckyError) -> str:
+    """The subtype, out of the three that every published client survives."""
+    if isinstance(outcome, str):
+        return "success"
+    return "error_max_turns" if outcome.code == "MAX_TURNS" else "error_during_execution"
+
+
+def _system_init(grant: Grant) -> dict[str, Any]:
+    return {
+        "type": "system",
+        "subtype": "init",
+        "cwd": "",
+        "tools": [tool.visible_name for tool in grant.tools],
+        "mcp_servers": [{"name": name, "status": "connected"} for name in grant.server_names],
+        "model": grant.model.id,
+        "permissionMode": "default",
+    }
+
+
+def _check_content(content: Content) -> None:
+    blank = not content.strip() if isinstance(content, str) else not content
+    if blank:
+        raise ValidationError("The message is empty; send some text.", reason="empty_message")

@@ -1,0 +1,100 @@
+"""The tool calls of a session that wait for the client's answer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from ... import wire
+from ..engines.base import ToolOutcome, ToolSpec
+
+logger = logging.getLogger("chucky.server")
+
+_IMAGE_TYPES = frozenset({"image/jpeg", "image/png", "image/gif", "image/webp"})
+
+
+class ToolCalls:
+    """Sends calls to the client and matches the answers to them."""
+
+    def __init__(
+        self, send: Callable[[wire.ToolCall], Awaitable[None]], *, timeout_seconds: float
+    ) -> None:
+        """Prepare for calls.
+
+        Args:
+            send: Sends a call to the client.
+            timeout_seconds: How long the client may take to answer one.
+        """
+        self._send = send
+        self._timeout_seconds = timeout_seconds
+        self._waiting: dict[str, asyncio.Future[Any]] = {}
+
+    async def call(self, call_id: str, tool: ToolSpec, arguments: dict[str, Any]) -> ToolOutcome:
+        """Have the client run a tool and wait for its answer, for the time it is given."""
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting[call_id] = answer
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                await self._send(wire.ToolCall(call_id, tool.name, arguments))
+                return outcome_from_client(await answer)
+        except TimeoutError:
+            return _error(
+                f"The tool {tool.name!r} did not answer within {self._timeout_seconds:g} s."
+            )
+        finally:
+            del self._waiting[call_id]
+
+    def deliver(self, reply: wire.ToolReply) -> None:
+        """Hand in an answer; one that nobody waits for (any more) is logged and dropped."""
+        answer = self._waiting.get(reply.call_id)
+        if answer is None or answer.done():
+            logger.info("ignored the result of a tool call that is not open: %.64r", reply.call_id)
+            return
+        answer.set_result(reply.result)
+
+
+def outcome_from_client(result: Any) -> ToolOutcome:
+    """Make content for the model out of whatever a client's tool returned.
+
+    Clients return ``{"content": [...], "isError"?: bool}``, but some pass on what the handler
+    returned: a bare string, null, any JSON.
+    """
+    if not isinstance(result, dict) or not isinstance(result.get("content"), list):
+        return ToolOutcome([_text(result)])
+    is_error = result.get("isError") is True or result.get("is_error") is True
+    blocks = [_block(item) for item in result["content"]]
+    return ToolOutcome(blocks or [{"type": "text", "text": "(no output)"}], is_error)
+
+
+def _block(item: Any) -> dict[str, Any]:
+    match item:
+        case {"type": "text", "text": str(text)}:
+            return _text(text)
+        case {"type": "image", "data": str(data), "mimeType": str(kind)} if kind in _IMAGE_TYPES:
+            source = {"type": "base64", "media_type": kind, "data": data}
+            return {"type": "image", "source": source}
+        case {"type": "resource"}:
+            return _resource(item)
+    return _text(item)
+
+
+def _resource(item: dict[str, Any]) -> dict[str, Any]:
+    # Either {"uri", "text"} itself or, as MCP has it, one level deeper.
+    inner = item["resource"] if isinstance(item.get("resource"), dict) else item
+    text = inner.get("text")
+    if isinstance(text, str):
+        return _text(text)
+    return _text(f"[resource {inner.get('uri')}, {inner.get('mimeType', 'of unknown type')}]")
+
+
+def _text(value: Any) -> dict[str, Any]:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    # The API refuses text blocks that are empty or blank.
+    return {"type": "text", "text": text if text.strip() else "(no output)"}
+
+
+def _error(text: str) -> ToolOutcome:
+    return ToolOutcome([{"type": "text", "text": text}], is_error=True)

@@ -1,0 +1,124 @@
+"""One turn while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import Awaitable
+from typing import Any, Protocol
+
+from ... import wire
+from ...errors import ChuckyError
+from ..engines.base import ToolOutcome, ToolSpec
+from ..model.meter import Meter
+from .toolcalls import ToolCalls
+
+# The published Python clients, which are the ones that speak the wrapped form, break off at a
+# frame of more than 1 MiB and then wait for minutes. A frame is ASCII: a character is a byte.
+_LONGEST_WRAPPED_FRAME = 1_000_000
+
+
+class Outbox(Protocol):
+    """Where a session's frames go."""
+
+    async def send(self, frame: str) -> None:
+        """Send one frame; waits while the client is slow, for as long as the edge allows."""
+        ...
+
+
+class RunningTurn:
+    """What an engine sees of a session (:class:`~chucky.server.engines.base.Turn`)."""
+
+    def __init__(
+        self, session_id: str, form: wire.Form, outbox: Outbox, tool_calls: ToolCalls
+    ) -> None:
+        self.meter = Meter()
+        self._session_id = session_id
+        self._form = form
+        self._outbox = outbox
+        self._tool_calls = tool_calls
+        self._started_at = time.monotonic_ns()
+        self._task: asyncio.Task[Any] | None = None
+        self._interruption: ChuckyError | None = None
+
+    @property
+    def duration_ms(self) -> int:
+        """Milliseconds since the turn began."""
+        return (time.monotonic_ns() - self._started_at) // 1_000_000
+
+    async def run(self, answering: Awaitable[str], *, timeout_seconds: float) -> str:
+        """Wait for the answer, for as long as it may take and until it is interrupted.
+
+        Raises:
+            ChuckyError: The turn took too long or was interrupted, or the answer failed so.
+        """
+        task = self._task = asyncio.current_task()
+        assert task is not None
+        try:
+            async with asyncio.timeout(timeout_seconds) as limit:
+                return await answering
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise ChuckyError(
+                f"The turn took longer than this server allows ({timeout_seconds:g} s).",
+                code="TIMEOUT",
+                reason="turn_timeout",
+            ) from None
+        except asyncio.CancelledError:
+            # An interruption is a cancellation of ours; any other one goes on outwards.
+            if self._interruption is None or task.uncancel() > 0:
+                raise
+            raise self._interruption from None
+        finally:
+            self._task = None
+
+    def interrupt(self, error: ChuckyError) -> None:
+        """End the turn with ``error``, unless it is over or being interrupted already."""
+        if self._task is not None and self._interruption is None:
+            self._interruption = error
+            self._task.cancel()
+
+    async def emit(self, message: dict[str, Any]) -> None:
+        """Send a message of the agent, in the form of the input."""
+        ids = {"uuid": str(uuid.uuid4()), "session_id": self._session_id}
+        frame = wire.message_frame({**message, **ids}, self._form)
+        too_long = self._form is wire.Form.WRAPPED and len(frame) > _LONGEST_WRAPPED_FRAME
+        if too_long and message["type"] == "user":
+            # Only the echo to the client is shortened: its tool made the result, the model has it.
+            frame = wire.message_frame({**_shortened(message), **ids}, self._form)
+        await self._outbox.send(frame)
+
+    async def emit_event(self, event_json: str) -> None:
+        """Send a partial message."""
+        await self._outbox.send(
+            wire.stream_event_frame(
+                event_json,
+                session_id=self._session_id,
+                uuid=str(uuid.uuid4()),
+                form=self._form,
+            )
+        )
+
+    async def call_tool(self, tool: ToolSpec, arguments: dict[str, Any]) -> ToolOutcome:
+        """Have the client run a tool."""
+        return await self._tool_calls.call(str(uuid.uuid4()), tool, arguments)
+
+
+def _shortened(message: dict[str, Any]) -> dict[str, Any]:
+    """The tool results of a message, a note about its size in place of each that is too large."""
+    inner = message["message"]
+    blocks = inner["content"]
+    largest = (_LONGEST_WRAPPED_FRAME - 100_000) // len(blocks)  # the rest is for ids and notes
+    shortened = [_noted(block, largest) for block in blocks]
+    return {**message, "message": {**inner, "content": shortened}}
+
+
+def _noted(block: dict[str, Any], largest: int) -> dict[str, Any]:
+    size = len(json.dumps(block["content"]))
+    if size <= largest:
+        return block
+    note = f"[{size} bytes of tool result, too many to be sent back; the model has read them all]"
+    return {**block, "content": [{"type": "text", "text": note}]}

@@ -1,0 +1,250 @@
+"""What every test gets: a clean environment, a fixed seed, a watched event loop, a real server."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import hypothesis
+import pytest
+from blockbuster import BlockBuster, blockbuster_ctx
+
+from chucky.tokens import Window, create_budget, create_token
+
+START_SECONDS = 30
+STOP_SECONDS = 10
+
+_IS_CI = os.environ.get("CI") == "true"
+_SEED = int(os.environ.get("CHUCKY_TEST_SEED", "0"))
+_MISSING_PARTS = pytest.StashKey[dict[str, str]]()
+
+# A busy machine is no reason to fail; what fails says how to run exactly that again.
+_PROFILE = hypothesis.settings(
+    deadline=None,
+    print_blob=True,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.register_profile("default", _PROFILE, max_examples=50)
+hypothesis.settings.register_profile("all", _PROFILE, max_examples=1000)
+hypothesis.settings.load_profile("default")
+
+
+# --- the run ----------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(tryfirst=True)  # before hypothesis reads the option
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_MISSING_PARTS] = {}
+    config.addinivalue_line(
+        "markers", "may_block(reason): blocks the event loop on purpose; say why"
+    )
+    if config.getoption("hypothesis_seed", None) is None:
+        config.option.hypothesis_seed = str(_SEED)
+    for name in _outside_settings():
+        del os.environ[name]
+
+
+def pytest_report_header() -> str:
+    return f"seed: {_SEED} (set CHUCKY_TEST_SEED for another)"
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    missing = config.stash[_MISSING_PARTS]
+    if missing:
+        parts = "; ".join(f"{part} ({how})" for part, how in sorted(missing.items()))
+        terminalreporter.write_line(f"Left out for want of parts: {parts}")
+
+
+@pytest.fixture
+def require_part(request: pytest.FixtureRequest) -> Callable[[str, bool, str], None]:
+    """Call it with a part's name, whether it is there, and how to get it.
+
+    Without the part the test is skipped, and the end of the run names it; in CI it fails.
+    """
+
+    def require(part: str, available: bool, how: str) -> None:
+        if available:
+            return
+        if _IS_CI:
+            pytest.fail(f"{part} is missing, and CI leaves nothing out: {how}", pytrace=False)
+        request.config.stash[_MISSING_PARTS][part] = how
+        pytest.skip(f"{part} is missing: {how}")
+
+    return require
+
+
+@pytest.fixture(scope="session")
+def seed() -> int:
+    """Where the randomness of a test starts; the header of the run prints it."""
+    return _SEED
+
+
+# --- every test -------------------------------------------------------------------------------
+
+
+def _outside_settings() -> list[str]:
+    """Name what the caller's shell could change a test with, or make it spend money."""
+    pattern = re.compile(r"(CHUCKY|ANTHROPIC|CLAUDE)_.*|.*_proxy", re.IGNORECASE)
+    return [name for name in os.environ if pattern.fullmatch(name)]
+
+
+@pytest.fixture(autouse=True)
+def _no_outside_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove also what another test or a library has put there meanwhile."""
+    for name in _outside_settings():
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def _watched_loop() -> Iterator[BlockBuster]:
+    with blockbuster_ctx("chucky") as blockbuster:
+        for function in blockbuster.functions.values():
+            # The first import of a library reads its files, once per process, wherever it is.
+            function.can_block_in("<frozen importlib._bootstrap>", {"_find_and_load"})
+        yield blockbuster
+
+
+@pytest.fixture(autouse=True)
+def _no_blocking_calls(
+    request: pytest.FixtureRequest, _watched_loop: BlockBuster
+) -> Iterator[None]:
+    """Let a call that blocks the event loop raise when code of chucky is on the stack."""
+    if request.node.get_closest_marker("may_block") is None:
+        yield
+        return
+    _watched_loop.deactivate()
+    yield
+    _watched_loop.activate()
+
+
+# --- real processes ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running ``chucky serve`` with the offline model, and a project of its own in it."""
+
+    url: str
+    http_url: str
+    project_id: str
+    hmac_key: str = field(repr=False)
+    db: Path
+
+    def token(
+        self,
+        user: str = "user-1",
+        *,
+        ai_dollars: float = 1.0,
+        compute_hours: float = 1.0,
+        window: Window = "day",
+    ) -> str:
+        """Sign a token for a user of this server's project."""
+        return create_token(
+            user_id=user,
+            project_id=self.project_id,
+            secret=self.hmac_key,
+            budget=create_budget(ai_dollars=ai_dollars, compute_hours=compute_hours, window=window),
+        )
+
+
+@pytest.fixture(scope="session")
+def chucky_command() -> str:
+    """The installed ``chucky`` command."""
+    return str(Path(sys.executable).parent / "chucky")
+
+
+@pytest.fixture(scope="session")
+def server(chucky_command: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server for the whole run; take a user of your own in it."""
+    directory = tmp_path_factory.mktemp("server")
+    db = directory / "chucky.db"
+    with _running([chucky_command, "serve", "--port", "0", "--db", str(db)], directory) as address:
+        created = subprocess.run(
+            [chucky_command, "projects", "create", "tests", "--json", "--db", str(db)],
+            cwd=directory,
+            check=True,
+            capture_output=True,
+            timeout=START_SECONDS,
+        )
+        project = json.loads(created.stdout)
+        yield Server(
+            url=f"ws://{address}/ws",
+            http_url=f"http://{address}",
+            project_id=project["projectId"],
+            hmac_key=project["hmacKey"],
+            db=db,
+        )
+
+
+@pytest.fixture(scope="session")
+def offline_url(chucky_command: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The base address of a ``chucky offline`` for the whole run."""
+    directory = tmp_path_factory.mktemp("offline")
+    with _running([chucky_command, "offline", "--port", "0"], directory) as address:
+        yield f"http://{address}"
+
+
+@contextmanager
+def _running(command: list[str], directory: Path) -> Iterator[str]:
+    """Run a server in `directory` and yield ``host:port`` once it says where it listens."""
+    process = subprocess.Popen(
+        command,
+        cwd=directory,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    said: list[str] = []
+    addresses: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    reader = threading.Thread(target=_read_output, args=(process, said, addresses), daemon=True)
+    reader.start()
+    try:
+        try:
+            address = addresses.get(timeout=START_SECONDS)
+        except queue.Empty:
+            address = None
+        if address is None:
+            pytest.fail(f"{command} did not start; it said:\n{''.join(said)}", pytrace=False)
+        yield address
+    finally:
+        _stop(process)
+        reader.join(STOP_SECONDS)
+        if process.stdout:
+            process.stdout.close()
+
+
+def _read_output(
+    process: subprocess.Popen[str], said: list[str], addresses: queue.SimpleQueue[str | None]
+) -> None:
+    """Keep what a process says, and pass on the first address, or None if it ends without one."""
+    assert process.stdout
+    for line in process.stdout:
+        said.append(line)
+        if match := re.search(r"(?:http|ws)://(127\.0\.0\.1:\d+)", line):
+            addresses.put(match[1])
+    addresses.put(None)
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    try:
+        status = process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        raise AssertionError(f"{process.args!r} did not stop when asked to.") from None
+    assert status == 0, f"{process.args!r} stopped with exit code {status}."

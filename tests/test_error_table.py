@@ -71,14 +71,25 @@ def words_in(files: Mapping[str, str]) -> Words:
 
 
 def _positions(tree: ast.Module) -> dict[tuple[str, str], int]:
-    """Say where the functions of a module take a code or reason that is not named in the call."""
+    """Say where the functions of a module take a code or reason that they pass on by name."""
     return {
         (function.name, argument.arg): index
         for function in ast.walk(tree)
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
         for index, argument in enumerate([*function.args.posonlyargs, *function.args.args])
-        if argument.arg in KINDS
+        if argument.arg in KINDS and _passes_on(function, argument.arg)
     }
+
+
+def _passes_on(function: ast.FunctionDef | ast.AsyncFunctionDef, name: str) -> bool:
+    # Elsewhere a parameter called `reason` may well be a sentence.
+    return any(
+        isinstance(node, ast.keyword)
+        and node.arg == name
+        and isinstance(node.value, ast.Name)
+        and node.value.id == name
+        for node in ast.walk(function)
+    )
 
 
 def _add_call(
@@ -228,12 +239,15 @@ _MEANINGS = {1: ("b_reason", "A sentence"), 2: ("c_reason", "Another")}
 def refusal(reason, sentence):
     return Error(sentence, reason=reason)
 
+def explained(reason):
+    return f"because {reason}"
+
 def work(status, error):
     fallback = ("d_reason", "x") if status else ("e_reason", "y")
     reason, meaning = _MEANINGS.get(status, fallback)
     error.code, error.reason = "D_CODE", "f_reason"
     error.code = "E_CODE"
-    refusal("g_reason", "A sentence")
+    refusal("g_reason", explained("it rained"))
     raise Error("A sentence", code="F_CODE", reason="h_reason" if status else "i_reason")
 """
 
@@ -241,7 +255,7 @@ def work(status, error):
 
     assert set(words.code) == {f"{letter}_CODE" for letter in "ABCDEF"}
     assert set(words.reason) == {f"{letter}_reason" for letter in "abcdefghi"}
-    assert words.reason["g_reason"] == "work.py:17"
+    assert words.reason["g_reason"] == "work.py:20"
 
 
 def test_the_reader_of_the_table_reads_codes_reasons_and_subtypes() -> None:

@@ -197,9 +197,12 @@ async def test_arguments_arrive_converted_to_their_types() -> None:
 
 async def test_a_default_reaches_the_handler_as_the_object_it_is() -> None:
     marker = object()
+    shared: list[int] = []
 
-    def handler(a: Any = marker, b: int = Field(default=7), *, c: Any = marker) -> bool:
-        return a is marker and c is marker and b == 7
+    def handler(
+        a: Any = marker, b: int = Field(default=7), *, c: Any = marker, d: list[int] = shared
+    ) -> bool:
+        return a is marker and c is marker and d is shared and b == 7
 
     assert text_of(await call(handler, {})) == "true"
     assert text_of(await call(handler, {"a": None})) == "false"

@@ -326,6 +326,20 @@ def test_each_parameter_gets_its_own_description_from_the_docstring(
     }
 
 
+def test_parameters_described_together_all_get_the_description() -> None:
+    def handler(x: int, y: int) -> None:
+        """Do it.
+
+        Parameters
+        ----------
+        x, y : int
+            A coordinate.
+        """
+
+    properties = schema_of(handler)["properties"]
+    assert [properties[name]["description"] for name in "xy"] == ["A coordinate."] * 2
+
+
 def test_a_description_beside_the_type_wins_over_the_docstring() -> None:
     def handler(
         a: Annotated[str, "From the text"],
@@ -350,10 +364,7 @@ def test_a_description_beside_the_type_wins_over_the_docstring() -> None:
 
 def test_a_docstring_that_is_not_what_it_looks_like_costs_only_the_descriptions() -> None:
     def handler(a: str) -> None:
-        """Do it.
-
-        :param:
-        """
+        """::    ::"""
 
     assert schema_of(handler)["properties"] == {"a": {"type": "string"}}
 
@@ -411,6 +422,27 @@ async def test_annotations_in_quotes_are_looked_up_where_the_function_is_defined
     assert text_of(await call_tool(made, arguments)) == "[1, 2, null]"
 
 
+def test_the_innermost_scope_says_what_a_name_in_quotes_means() -> None:
+    class Local(BaseModel):
+        outer: int
+
+    def define() -> Mapping[str, Any]:
+        class Local(BaseModel):
+            inner: int
+
+        def handler(local: "Local") -> None: ...
+
+        return schema_of(handler)["$defs"]["Local"]["properties"]  # type: ignore[no-any-return]
+
+    def define_without() -> Mapping[str, Any]:
+        def handler(local: "Local") -> None: ...
+
+        return schema_of(handler)["$defs"]["Local"]["properties"]  # type: ignore[no-any-return]
+
+    assert list(define()) == ["inner"]
+    assert list(define_without()) == ["outer"]
+
+
 def test_annotations_in_quotes_are_looked_up_in_the_closure_when_the_scope_is_gone() -> None:
     def define() -> Callable[..., Any]:
         class Inner(BaseModel):
@@ -446,6 +478,7 @@ def test_types_that_cannot_be_resolved_or_described_are_refused_by_name() -> Non
         with pytest.raises(ValidationError, match="'bad' of tool 'probe'") as caught:
             schema_of(handler)
         assert "http" not in str(caught.value)
+        assert "arbitrary_types_allowed" not in str(caught.value)
         assert "\n" not in str(caught.value)
 
 

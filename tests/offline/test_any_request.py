@@ -34,73 +34,105 @@ JSON: st.SearchStrategy[Any] = st.recursive(
     ),
     max_leaves=12,
 )
-BLOCKS = st.one_of(
-    st.fixed_dictionaries({"type": st.just("text"), "text": st.text(max_size=40)}),
-    st.fixed_dictionaries(
-        {"type": st.just("tool_use"), "id": st.just("t"), "name": st.just("f"), "input": JSON}
-    ),
-    st.fixed_dictionaries(
-        {"type": st.just("tool_result"), "tool_use_id": st.just("t"), "content": JSON}
-    ),
-    JSON,
+TEXTS = st.one_of(
+    st.text(min_size=1, max_size=40),
+    st.sampled_from(["What is 2 + 2?", "I am Alice", "f 'x' a: 1", "Run get_time", "```offline"]),
 )
-MESSAGES = st.lists(
-    st.fixed_dictionaries(
-        {
-            "role": st.sampled_from(["user", "assistant", "system"]),
-            "content": st.one_of(st.text(max_size=40), st.lists(BLOCKS, max_size=3)),
-        }
-    ),
-    max_size=4,
-)
-STEPS = st.lists(
-    st.dictionaries(
-        st.sampled_from(["text", "thinking", "tools", "usage", "error", "overrun", "other"]),
-        st.one_of(JSON, st.text(), st.lists(st.text(max_size=5), max_size=4)),
+CALL = {"type": "tool_use", "id": "t", "name": "f", "input": {}}
+RESULTS = st.one_of(st.text(max_size=9), st.lists(st.just({"type": "text", "text": "x"})), JSON)
+CONVERSATIONS = st.one_of(
+    st.lists(
+        st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]), "content": TEXTS}),
+        min_size=1,
         max_size=3,
     ),
-    max_size=3,
+    RESULTS.map(
+        lambda content: [
+            {"role": "user", "content": "f"},
+            {"role": "assistant", "content": [CALL]},
+            {
+                "role": "user",
+                "content": [{"type": "tool_result", "tool_use_id": "t", "content": content}],
+            },
+        ]
+    ),
 )
-SCRIPTS = STEPS.map(
+STEPS = st.fixed_dictionaries(
+    {},
+    optional={
+        "text": st.one_of(st.text(max_size=20), st.lists(st.text(max_size=5), max_size=4)),
+        "thinking": st.text(max_size=20),
+        "tools": st.just([{"name": "f", "input": {"a": 1}}]),
+        "usage": st.dictionaries(
+            st.sampled_from(["input_tokens", "output_tokens", "cache_read_input_tokens"]),
+            st.integers(0, 200),
+        ),
+        "overrun": st.booleans(),
+        "error": st.fixed_dictionaries({"status": st.integers(399, 600)}),
+    },
+)
+SCRIPTS = st.lists(st.one_of(STEPS, STEPS, STEPS, JSON), max_size=2).map(
     lambda steps: [{"role": "user", "content": f"```offline\n{json.dumps(steps)}\n```"}]
 )
-FIELDS: dict[str, st.SearchStrategy[Any]] = {
-    "system": st.one_of(st.text(), JSON),
-    "tools": st.one_of(
-        JSON,
-        st.lists(
-            st.fixed_dictionaries(
-                {
-                    "name": st.sampled_from(["f", "get_time", "mcp__a__f"]),
-                    "input_schema": st.fixed_dictionaries(
-                        {"type": st.just("object")}, optional={"properties": JSON, "required": JSON}
-                    ),
-                }
+SCHEMAS = st.fixed_dictionaries(
+    {"type": st.just("object")},
+    optional={
+        "properties": st.dictionaries(
+            st.sampled_from(["a", "name", "path"]),
+            st.one_of(
+                JSON,
+                st.fixed_dictionaries(
+                    {"type": st.sampled_from(["string", "integer", "array", "object", "boolean"])}
+                ),
             ),
             max_size=2,
         ),
+        "required": st.lists(st.sampled_from(["a", "name"]), unique=True),
+    },
+)
+TOOLS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "name": st.sampled_from(["f", "get_time", "mcp__a__f", "StructuredOutput"]),
+            "input_schema": SCHEMAS,
+        },
+        optional={"description": TEXTS},
     ),
-    "tool_choice": st.one_of(
-        JSON, st.sampled_from([{"type": "any"}, {"type": "tool", "name": "f"}])
-    ),
-    "thinking": st.one_of(JSON, st.just({"type": "adaptive"})),
-    "output_config": st.one_of(
-        JSON,
-        st.fixed_dictionaries(
-            {"format": st.fixed_dictionaries({"type": st.just("json_schema"), "schema": JSON})}
-        ),
-    ),
-    "stop_sequences": st.one_of(JSON, st.lists(st.text(min_size=1, max_size=2), max_size=3)),
-    "stream": st.one_of(JSON, st.booleans()),
-    "metadata": JSON,
-}
+    min_size=1,
+    max_size=2,
+    unique_by=lambda tool: str(tool["name"]),
+)
 REQUESTS = st.fixed_dictionaries(
     {
-        "model": st.one_of(st.just("claude-sonnet-5-5"), JSON),
-        "max_tokens": st.one_of(st.integers(0, 100), JSON),
-        "messages": st.one_of(MESSAGES, SCRIPTS, JSON),
+        "model": st.just("claude-sonnet-5-5"),
+        "max_tokens": st.integers(0, 100),
+        "messages": st.one_of(CONVERSATIONS, SCRIPTS),
     },
-    optional=FIELDS,
+    optional={
+        "system": TEXTS,
+        "tools": TOOLS,
+        "tool_choice": st.sampled_from([{"type": "any"}, {"type": "auto"}, {"type": "none"}]),
+        "thinking": st.just({"type": "adaptive"}),
+        "output_config": st.fixed_dictionaries(
+            {"format": st.fixed_dictionaries({"type": st.just("json_schema"), "schema": SCHEMAS})}
+        ),
+        "stop_sequences": st.lists(st.sampled_from(["e", "4", "I am"]), max_size=3),
+        "stream": st.booleans(),
+        "metadata": st.just({"user_id": "u"}),
+    },
+)
+FIELDS = ["model", "max_tokens", "messages", "system", "tools", "tool_choice", "thinking"]
+FIELDS += ["output_config", "output_format", "stop_sequences", "stream", "metadata"]
+# Nearly right requests get deeper in than wild ones.
+BODIES = st.one_of(
+    REQUESTS,
+    st.builds(
+        lambda request, field, value: {**request, field: value},
+        REQUESTS,
+        st.sampled_from(FIELDS),
+        JSON,
+    ),
+    JSON,
 )
 
 
@@ -122,7 +154,7 @@ def check_error(response: httpx2.Response) -> None:
     assert answer["request_id"] == response.headers["request-id"]
 
 
-@given(body=st.one_of(REQUESTS, JSON))
+@given(body=BODIES)
 @example(body={"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "\0"}]})
 def test_any_request_gives_a_message_or_a_typed_error(body: Any) -> None:
     response = asyncio.run(send("/v1/messages", body))
@@ -137,7 +169,7 @@ def test_any_request_gives_a_message_or_a_typed_error(body: Any) -> None:
         assert response.json()["stop_reason"]
 
 
-@given(body=st.one_of(REQUESTS, JSON))
+@given(body=BODIES)
 def test_any_request_is_counted_or_refused(body: Any) -> None:
     response = asyncio.run(send("/v1/messages/count_tokens", body))
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlencode
@@ -136,12 +137,18 @@ def start_server(tmp_path: Path) -> StartServer:
     """Start a server: ``async with start_server(tool_timeout_seconds=1) as server``."""
 
     @asynccontextmanager
-    async def start(**settings: Any) -> AsyncIterator[LocalServer]:
+    async def start(
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC), **settings: Any
+    ) -> AsyncIterator[LocalServer]:
         chosen = {"db": tmp_path / "chucky.db", "port": 0, **settings}
         announced: asyncio.Future[tuple[str, str]] = asyncio.get_running_loop().create_future()
         read = await asyncio.to_thread(Settings.load, chosen, environ={}, directory=tmp_path)
         serving = asyncio.create_task(
-            serve(read, lambda url, project_id, _: announced.set_result((url, project_id)))
+            serve(
+                read,
+                lambda url, project_id, _notice: announced.set_result((url, project_id)),
+                clock=clock,
+            )
         )
         either: list[asyncio.Future[Any]] = [serving, announced]
         async with asyncio.timeout(WAIT_SECONDS):

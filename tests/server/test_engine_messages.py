@@ -8,8 +8,10 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
+import jwt
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -17,6 +19,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from chucky import Chucky, tool
+from chucky.options import DEFAULT_MODEL
 from chucky.server.app import EmbeddedServer
 from chucky.session import Session
 
@@ -205,14 +208,39 @@ async def test_a_failed_attempt_is_counted_too(client: Chucky, script: Callable[
     assert twice.total_cost_usd > once.total_cost_usd
 
 
-async def test_a_model_that_is_retired_is_answered_by_its_successor(
-    client: Chucky, server: Any
+@pytest.mark.parametrize(("day", "answering"), [(29, DEFAULT_MODEL), (30, "claude-sonnet-5-5")])
+async def test_from_the_day_a_model_retires_its_successor_answers_and_says_so(
+    start_server: Any, caplog: pytest.LogCaptureFixture, day: int, answering: str
 ) -> None:
-    result = await client.prompt("hi", model="claude-3-opus-20240229")
-    assert result.subtype == "success"
-    assert result.model != "claude-3-opus-20240229"
-    system = next(message for message in result.messages if message["type"] == "system")
-    assert system["model"] == result.model
+    async with (
+        start_server(clock=lambda: datetime(2026, 11, day, 12, tzinfo=UTC)) as server,
+        Chucky(_token_of_november(server), server.url).create_session() as session,
+    ):
+        messages = await answers(session, "What is 2 + 2?")
+    assert messages[0]["model"] == messages[-1].model == answering
+    told = [record.getMessage() for record in caplog.records]
+    assert any("claude-sonnet-5-5" in each for each in told) is (day == 30)
+
+
+async def test_succession_can_be_turned_off(start_server: Any) -> None:
+    async with start_server(
+        clock=lambda: datetime(2026, 12, 1, tzinfo=UTC), succession=False
+    ) as server:
+        result = await Chucky(_token_of_november(server), server.url).prompt("hi")
+    assert result.error.reason == "model_retired"
+    assert "claude-sonnet-5-5" in result.result
+
+
+def _token_of_november(server: Any) -> str:
+    """A token that is good at any time of November and December 2026."""
+    claims = {
+        "sub": "u",
+        "iss": server.project_id,
+        "iat": int(datetime(2026, 11, 1, tzinfo=UTC).timestamp()),
+        "exp": int(datetime(2027, 1, 1, tzinfo=UTC).timestamp()),
+        "budget": {"ai": 1, "compute": 1, "window": "day"},
+    }
+    return jwt.encode(claims, server.secret, algorithm="HS256")
 
 
 # --- what reaches the provider ----------------------------------------------------------------

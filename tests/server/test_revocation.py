@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -81,18 +81,16 @@ async def test_a_project_made_while_the_server_runs_works_at_once(
             assert (await client.receive())["payload"] == {"action": "ready"}
 
 
-async def test_a_token_is_checked_again_at_each_turn(
-    start_server: Any, dial: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_token_is_checked_again_at_each_turn(start_server: Any, dial: Any) -> None:
+    ahead = timedelta()
     async with (
-        start_server() as server,
+        start_server(clock=lambda: datetime.now(UTC) + ahead) as server,
         dial(server.url, token=server.token(expires_in=60)) as client,
     ):
         await _ready(client, "result_details")
         await client.ask("What is 2 + 2?")
         assert (await client.result())["subtype"] == "success"
-        later = time.time() + 121  # beyond its minute and the leeway of another
-        monkeypatch.setattr("chucky.server.app.time.time", lambda: later)
+        ahead = timedelta(seconds=121)  # beyond its minute and the leeway of another
         await client.ask("What is 2 + 2?")
         result = await client.result()
     assert result["error"]["reason"] == "token_expired"

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import socket
-import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -54,12 +53,19 @@ class Announce(Protocol):
         ...
 
 
-async def serve(settings: Settings, announce: Announce) -> None:
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+async def serve(
+    settings: Settings, announce: Announce, *, clock: Callable[[], datetime] = _utc_now
+) -> None:
     """Run the server until it is cancelled.
 
     Args:
         settings: How; see :class:`~chucky.server.settings.Settings`.
         announce: Called once, when connections are accepted.
+        clock: Tells the time: for tokens, prices and retired models.
 
     Raises:
         ValidationError: A setting cannot work: the address is in use or may not be bound, the
@@ -71,7 +77,7 @@ async def serve(settings: Settings, announce: Announce) -> None:
         # must not stand still meanwhile.
         directory, project = await asyncio.to_thread(_open_projects, settings, stack)
         async with _upstream(settings) as (upstream, notice):
-            service = await asyncio.to_thread(Service, settings, directory, upstream, notice)
+            service = await asyncio.to_thread(Service, settings, directory, upstream, notice, clock)
             await service.run(listener, lambda url: announce(url, project.project_id, notice))
 
 
@@ -94,16 +100,18 @@ class Service:
         directory: ProjectDirectory,
         upstream: Upstream,
         notice: str | None,
+        clock: Callable[[], datetime],
     ) -> None:
         catalog = Catalog.load(settings.models)
         prices = PriceTable(catalog, settings.prices)
         self._settings = settings
         self._directory = directory
+        self._clock = clock
         self._policy = Policy(
             catalog, succession=settings.succession, notices=(notice,) if notice else ()
         )
         self._engine = MessagesEngine(
-            Gate(upstream, prices, _now), attempts=settings.model_attempts
+            Gate(upstream, prices, clock), attempts=settings.model_attempts
         )
         self._limits = Limits(
             turn_timeout_seconds=settings.turn_timeout_seconds,
@@ -154,13 +162,13 @@ class Service:
 
     async def _authenticate(self, token: str) -> Identity:
         try:
-            return auth.authenticate(token, self._directory.lookup, time.time())
+            return auth.authenticate(token, self._directory.lookup, self._clock().timestamp())
         except AuthenticationError as error:
             # The key may be younger than the last look at the store: `chucky projects create`
             # and `chucky token` work while the server runs, and their token is used at once.
             if error.reason != "token_signature" or not await self._directory.refresh():
                 raise
-        return auth.authenticate(token, self._directory.lookup, time.time())
+        return auth.authenticate(token, self._directory.lookup, self._clock().timestamp())
 
     def _open_session(self, identity: Identity, outbox: Outbox) -> Session:
         return Session(
@@ -172,7 +180,7 @@ class Service:
         )
 
     def _admit(self, identity: Identity, options: Mapping[str, Any]) -> Grant | ChuckyError:
-        grant = admit(identity, options, self._policy, _now().date())
+        grant = admit(identity, options, self._policy, self._clock().date())
         for notice in grant.notices if isinstance(grant, Grant) else ():
             if notice not in self._logged_notices:
                 self._logged_notices.add(notice)
@@ -180,7 +188,7 @@ class Service:
         return grant
 
     def _recheck(self, identity: Identity) -> None:
-        auth.check_again(identity, self._directory.lookup, time.time())
+        auth.check_again(identity, self._directory.lookup, self._clock().timestamp())
 
     def _stop_revoked(self) -> None:
         """Stop the sessions whose key or project is no longer good."""
@@ -287,10 +295,6 @@ def _url(settings: Settings, listener: socket.socket) -> str:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     scheme = "wss" if settings.tls_cert else "ws"
     return f"{scheme}://{host}:{listener.getsockname()[1]}/ws"
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
 
 
 async def _health(_request: Request) -> Response:

@@ -215,13 +215,14 @@ def describe_parameters(function: Function) -> dict[str, str]:
 
     try:
         parsed = docstring_parser.parse(docstring)
-    except docstring_parser.ParseError:
-        # Prose may look like a broken field list; a tool without descriptions still works.
+    except Exception:
+        # Prose may look like a broken field list, on which the parser fails in several ways
+        # (IndexError for one); a tool whose parameters are not described still works.
         return {}
     descriptions: dict[str, str] = {}
     for parameter in parsed.params:
         text = " ".join((parameter.description or "").split())
-        for name in parameter.arg_name.split(","):  # NumPy style: "x, y : int"
+        for name in [parameter.arg_name]:  # NumPy style: "x, y : int"
             if text:
                 descriptions.setdefault(name.strip(), text)
     return descriptions

@@ -1,0 +1,5 @@
+# fmt: off
+# mypy: ignore-errors
+# ruff: noqa
+
+await client.close()

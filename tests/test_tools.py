@@ -387,6 +387,8 @@ async def test_a_blocking_handler_is_left_behind_when_its_time_is_up() -> None:
 
 
 async def test_a_coroutine_that_comes_too_late_is_closed() -> None:
+    loop = asyncio.get_running_loop()
+    started = asyncio.Event()
     release = threading.Event()
 
     async def inner() -> None: ...
@@ -394,12 +396,17 @@ async def test_a_coroutine_that_comes_too_late_is_closed() -> None:
     late = inner()
 
     def handler() -> Awaitable[None]:
+        loop.call_soon_threadsafe(started.set)
         release.wait(WAIT_SECONDS)
         return late
 
-    assert (await call(handler, {}, timeout=0.01)).is_error
-    release.set()
+    task = asyncio.create_task(call(handler, {}))
     async with asyncio.timeout(WAIT_SECONDS):
+        await started.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        release.set()
         while inspect.getcoroutinestate(late) != inspect.CORO_CLOSED:  # noqa: ASYNC110
             await asyncio.sleep(0)  # nothing announces it
 
@@ -457,10 +464,20 @@ def test_a_handler_that_never_returns_does_not_keep_the_program_from_ending() ->
     script = """
 import asyncio, threading
 from chucky.tools import call_tool, tool
-@tool("t", "d", timeout=0.05)
-def forever():
-    threading.Event().wait()
-print(asyncio.run(call_tool(forever, {})).is_error)
+
+async def main():
+    loop, started = asyncio.get_running_loop(), asyncio.Event()
+    @tool("t", "d")
+    def forever():
+        loop.call_soon_threadsafe(started.set)
+        threading.Event().wait()
+    task = asyncio.create_task(call_tool(forever, {}))
+    await started.wait()
+    task.cancel()
+    await asyncio.wait([task])
+    print(task.cancelled())
+
+asyncio.run(main())
 """
     done = subprocess.run(
         [sys.executable, "-c", script],

@@ -44,6 +44,11 @@ class Point:
     y: float = 2.0
 
 
+@dataclasses.dataclass
+class AllDefaults:
+    x: int = 1
+
+
 def text_of(result: ToolResult) -> str:
     assert [item["type"] for item in result.content] == ["text"]
     text = result.content[0]["text"]
@@ -148,7 +153,7 @@ for _ in range(100_000):
         ({"a": {1}}, "'set'"),
         (object(), "'object'"),
         (Address, "type"),
-        (Point, "'type'"),
+        (AllDefaults, "'type'"),
         (b"x", "'bytes'"),
         (math.nan, "NaN"),
         ([math.inf], "infinity"),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import logging
 import os
 import warnings
-from collections.abc import AsyncGenerator
-from typing import Any
+from collections.abc import AsyncGenerator, Callable
+from typing import Any, ParamSpec
 
-from .errors import ChuckyConnectionError
+from .errors import ChuckyConnectionError, ValidationError
 from .messages import Message, PromptResult, StreamEvent
 from .options import (
     DEFAULT_MODEL,
@@ -22,6 +24,34 @@ from .session import Content, Session
 from .tools import Tool
 
 logger = logging.getLogger("chucky")
+
+P = ParamSpec("P")
+
+
+def _url_may_come_first(init: Callable[P, None]) -> Callable[P, None]:
+    """Let ``Chucky(url, …)``, the order of version 0.2.0, go on working.
+
+    A token never looks like a url, so the two orders cannot be confused. This is a wrapper
+    because ``Chucky(url, token=…)`` would give ``token`` twice before any code of ours runs.
+    """
+
+    @functools.wraps(init)
+    def accept(*args: P.args, **kwargs: P.kwargs) -> None:
+        if len(args) < 2 or not _is_url(args[1]):
+            return init(*args, **kwargs)
+        warnings.warn(
+            "Chucky(url, token) is the order of version 0.2.0; write Chucky(token, url=…).",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        client, url, *rest = args
+        return init(client, *rest, url=url, **kwargs)  # type: ignore[arg-type]
+
+    return accept
+
+
+def _is_url(argument: object) -> bool:
+    return isinstance(argument, str) and argument.startswith(("ws://", "wss://"))
 
 
 class Chucky:
@@ -37,6 +67,7 @@ class Chucky:
             print(result.result)
     """
 
+    @_url_may_come_first
     def __init__(
         self,
         token: TokenSource | None = None,
@@ -77,14 +108,6 @@ class Chucky:
         Raises:
             ValidationError: There is no token, or the url or a number is wrong.
         """
-        if isinstance(token, str) and token.startswith(("ws://", "wss://")):
-            # Version 0.2.0 took the url first. A token never looks like one, so both work.
-            warnings.warn(
-                "Chucky(url, token) is the order of version 0.2.0; write Chucky(token, url=…).",
-                DeprecationWarning,
-                stacklevel=2,
-            )
-            token, url = url, token
         self.options = ChuckyOptions(
             url=url or os.environ.get("CHUCKY_URL") or DEFAULT_URL,
             token=token or os.environ.get("CHUCKY_TOKEN") or "",
@@ -192,7 +215,12 @@ class Chucky:
             ValidationError, ChuckyConnectionError, ChuckyTimeoutError, AuthenticationError: As
                 :meth:`prompt`.
         """
-        base = options or PromptOptions()
+        base = PromptOptions() if options is None else options
+        if not isinstance(base, PromptOptions):
+            raise ValidationError(
+                f"options must be PromptOptions(…), not a {type(base).__name__}; or give each "
+                "option as a keyword."
+            )
         session = self.create_session(
             model=base.model if model is None else model,
             system_prompt=base.system_prompt if system_prompt is None else system_prompt,
@@ -204,7 +232,9 @@ class Chucky:
                 else include_partial_messages
             ),
         )
-        session.debug = session.debug or debug
+        if debug:
+            session.debug = True
+            _log_to_stderr()
         async with session:
             await session.send(message)
             async for each in session.stream():
@@ -213,8 +243,9 @@ class Chucky:
 
     async def close(self) -> None:
         """Close every session that is still open."""
-        for session in list(self._sessions):
-            await session.close()
+        async with asyncio.TaskGroup() as closing:
+            for session in list(self._sessions):
+                closing.create_task(session.close())
 
 
 def _events(message: Message) -> list[StreamEvent]:
@@ -238,11 +269,13 @@ def _tool_uses(message: Message) -> list[dict[str, Any]]:
     return [
         block
         for block in (content if isinstance(content, list) else [])
-        if isinstance(block, dict) and block.get("type") == "tool_use" and "name" in block
+        if isinstance(block, dict)
+        and block.get("type") == "tool_use"
+        and isinstance(block.get("name"), str)
     ]
 
 
 def _log_to_stderr() -> None:
-    if not logger.handlers:
+    if not logger.hasHandlers():
         logger.addHandler(logging.StreamHandler())
     logger.setLevel(logging.DEBUG)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -16,22 +18,31 @@ from websockets.exceptions import (
     InvalidHandshake,
     InvalidStatus,
     InvalidURI,
+    SecurityError,
 )
+from websockets.http11 import Response
 
 from . import wire
 from .errors import (
     AuthenticationError,
     ChuckyConnectionError,
+    ChuckyError,
     ChuckyTimeoutError,
+    ProtocolError,
     ValidationError,
     error_from_wire,
 )
-from .options import TokenSource
+from .options import TokenSource, without_secrets
 
 logger = logging.getLogger("chucky")
 
+# The library writes whole requests to its log when it may, and the token is in them.
+_library_logger = logging.getLogger("chucky.websockets")
+_library_logger.setLevel(logging.WARNING)
+
 # Bounds the memory one frame may take. Images and long tool results make frames of several MiB.
 MAX_FRAME_BYTES = 64 * 1024 * 1024
+MAX_HANDSHAKE_FRAMES = 100
 CLOSE_TIMEOUT_SECONDS = 5.0
 
 _HOSTED_DOMAIN = "chucky.cloud"
@@ -40,7 +51,7 @@ _HOSTED_DOMAIN = "chucky.cloud"
 class Connection:
     """A connection whose handshake is done.
 
-    Use :meth:`open` to get one. ``frames()`` must be iterated by one task only, and
+    Use :meth:`open` to get one. ``receive()`` must be called by one task only, and
     ``keep_alive()`` must run beside it.
     """
 
@@ -48,8 +59,9 @@ class Connection:
         self._socket = socket
         self._address = address
         self._keepalive_interval = keepalive_interval
-        self._heard_at = asyncio.get_running_loop().time()
-        self._early: list[wire.ServerFrame] = []
+        self._early: deque[wire.ServerFrame] = deque()
+        self._is_ready = False
+        self._received_frames = 0
         self.debug = False
 
     @classmethod
@@ -73,7 +85,8 @@ class Connection:
             url: The WebSocket address.
             token: The token or where to get one.
             init: The session's options by their names on the wire.
-            timeout: Seconds for connecting, and again for becoming ready.
+            timeout: Seconds for getting the token, again for connecting, and again for the
+                server to become ready.
             keepalive_interval: Seconds between two pings.
             debug: Log every frame.
 
@@ -82,9 +95,11 @@ class Connection:
             ChuckyTimeoutError: It took longer than ``timeout``.
             AuthenticationError: The token was refused. Other errors the server reports raise
                 the class that belongs to their code.
+            ProtocolError: The server does not speak this protocol.
+            ValidationError: There is no usable token.
         """
-        address = _without_query(url)
-        target, headers = _credentials(url, await _ask(token))
+        address = without_secrets(url)
+        target, headers = _credentials(url, await _ask(token, timeout))
         socket = await _connect(target, headers, address, timeout)
         connection = cls(socket, address, keepalive_interval)
         connection.debug = debug
@@ -103,15 +118,25 @@ class Connection:
 
     async def _handshake(self, init: Mapping[str, Any]) -> None:
         await self.send(wire.init_frame(init))
-        async for frame in self.frames():
+        early: list[wire.ServerFrame] = []
+        while not self._is_ready:
+            frame = await self.receive()
             if isinstance(frame, wire.ErrorFrame):
                 raise error_from_wire(frame.payload)
-            self._early.append(frame)
-            if _means_ready(frame):
-                return
+            if isinstance(frame, wire.Control) and frame.action == "close":
+                raise ChuckyConnectionError(
+                    f"{self._address} closed the session before it was ready."
+                )
+            early.append(frame)
+            self._is_ready = _means_ready(frame)
+            if len(early) > MAX_HANDSHAKE_FRAMES:
+                raise ProtocolError(
+                    f"{self._address} has sent {len(early)} frames and was still not ready."
+                )
+        self._early.extend(early)
 
     async def send(self, frame: str) -> None:
-        """Send one frame.
+        """Send one frame. A peer that does not read is noticed by :meth:`keep_alive`.
 
         Raises:
             ChuckyConnectionError: The connection is closed.
@@ -123,24 +148,28 @@ class Connection:
         except ConnectionClosed as closed:
             raise self._lost(closed) from closed
 
-    async def frames(self) -> AsyncIterator[wire.ServerFrame]:
-        """Yield what the server sends, beginning with what came during the handshake.
+    async def receive(self) -> wire.ServerFrame:
+        """Wait for the next frame, beginning with those that came during the handshake.
 
         Raises:
             ChuckyConnectionError: The connection was closed; the sentence says how.
-            FrameError: The server sent something that is not a frame.
+            ProtocolError: The server sent something that is not a frame.
         """
-        while self._early:
-            yield self._early.pop(0)
-        while True:
-            try:
-                text = await self._socket.recv()
-            except ConnectionClosed as closed:
-                raise self._lost(closed) from closed
-            self._heard_at = asyncio.get_running_loop().time()
-            if self.debug:
-                logger.debug("< %s", text)
-            yield wire.parse_server_frame(text)
+        if self._early:
+            return self._early.popleft()
+        try:
+            text = await self._socket.recv()
+        except ConnectionClosed as closed:
+            raise self._lost(closed) from closed
+        self._received_frames += 1
+        if self.debug:
+            logger.debug("< %s", text)
+        try:
+            return wire.parse_server_frame(text)
+        except wire.FrameError as error:
+            raise ProtocolError(
+                f"{self._address} sent something that is not a frame of this protocol: {error}"
+            ) from error
 
     async def keep_alive(self, is_waiting: Callable[[], bool]) -> None:
         """Ping the server for as long as the connection is used.
@@ -149,55 +178,81 @@ class Connection:
             is_waiting: A function that says whether an answer is awaited.
 
         Raises:
-            ChuckyTimeoutError: An answer is awaited and nothing at all, not even the answer to
-                a ping, came for two intervals.
+            ChuckyConnectionError: The connection was closed.
+            ChuckyTimeoutError: For two whole intervals an answer was awaited and nothing at
+                all came, not even the answer to a ping, or the server read nothing.
         """
-        loop = asyncio.get_running_loop()
-        ping_at = loop.time() + self._keepalive_interval
+        silent_intervals = 0
         while True:
-            silent_until = self._heard_at + 2 * self._keepalive_interval
-            await asyncio.sleep(max(min(ping_at, silent_until) - loop.time(), 0.001))
-            if loop.time() >= ping_at:
-                await self.send(wire.ping_frame(time.time_ns() // 1_000_000))
-                ping_at = loop.time() + self._keepalive_interval
-            if loop.time() < self._heard_at + 2 * self._keepalive_interval:
-                continue
-            if is_waiting():
+            received, unsent = self._received_frames, self._unsent_bytes()
+            awaited = is_waiting() or unsent > 0
+            await asyncio.sleep(self._keepalive_interval)
+            is_silent = received == self._received_frames and self._unsent_bytes() >= unsent
+            # Intervals are counted, not times compared: a program that was itself held up for
+            # long must not take that for the server's silence.
+            silent_intervals = silent_intervals + 1 if awaited and is_silent else 0
+            if silent_intervals == 2:
+                self._socket.transport.abort()  # nobody would answer a closing handshake
                 raise ChuckyTimeoutError(
                     f"{self._address} has sent nothing for {2 * self._keepalive_interval:g} s, "
                     "not even answers to pings; the connection is given up."
                 )
-            self._heard_at = loop.time()
+            if self._unsent_bytes() == 0:  # else a ping would only queue up behind
+                await self.send(wire.ping_frame(time.time_ns() // 1_000_000))
 
     async def close(self) -> None:
         """Say goodbye and close; takes at most a few seconds, never raises."""
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
                 await self._socket.send(wire.control_frame("close"))
+                await self._socket.close(1000, "Client disconnect")
         except (ConnectionClosed, TimeoutError):
             pass  # it is closed already, or the peer is gone: there is nobody to tell
-        await self._socket.close(1000, "Client disconnect")
+        finally:
+            self._socket.transport.abort()  # nothing happens when it is closed
+
+    def _unsent_bytes(self) -> int:
+        return self._socket.transport.get_write_buffer_size()
 
     def _lost(self, closed: ConnectionClosed) -> ChuckyConnectionError:
         frame = closed.rcvd or closed.sent
         how = f"code {frame.code}" if frame else "without a closing handshake"
         if frame and frame.reason:
             how += f", {frame.reason!r}"
-        return ChuckyConnectionError(f"The connection to {self._address} was closed ({how}).")
+        when = "" if self._is_ready else " before the server was ready"
+        return ChuckyConnectionError(f"The connection to {self._address} was closed{when} ({how}).")
 
 
-async def _ask(token: TokenSource) -> str:
-    given: Any = token
+async def _ask(token: TokenSource, timeout: float) -> str:
+    given: object = token
     if callable(token):
         given = token()
         if inspect.isawaitable(given):
-            given = await given
-    if not isinstance(given, str) or not given:
+            given = await _within(timeout, given)
+    if not isinstance(given, str) or not given.strip():
         raise ValidationError(
             f"The token must be a non-empty string, not {type(given).__name__}; make one with "
             "create_token or `chucky token`."
         )
+    given = given.strip()  # a token read from a file brings a line end along
+    if not given.isascii() or not given.isprintable() or " " in given:
+        raise ValidationError(
+            "The token contains characters that no token has; is it complete, and nothing else?"
+        )
     return given
+
+
+async def _within(timeout: float, token: Awaitable[object]) -> object:
+    limit = asyncio.timeout(timeout)
+    try:
+        async with limit:
+            return await token
+    except TimeoutError:
+        if not limit.expired():
+            raise  # the function's own
+        raise ChuckyTimeoutError(
+            f"The token function did not return a token within {timeout:g} s."
+        ) from None
 
 
 def _credentials(url: str, token: str) -> tuple[str, dict[str, str]]:
@@ -210,14 +265,10 @@ def _credentials(url: str, token: str) -> tuple[str, dict[str, str]]:
     host = parts.hostname or ""
     if host != _HOSTED_DOMAIN and not host.endswith("." + _HOSTED_DOMAIN):
         return url, {"Authorization": f"Bearer {token}"}
-    query = [*parse_qsl(parts.query, keep_blank_values=True), ("token", token), ("type", "prompt")]
+    own = [("token", token), ("type", "prompt")]
+    given = parse_qsl(parts.query, keep_blank_values=True)
+    query = [pair for pair in given if pair[0] not in dict(own)] + own
     return urlunsplit(parts._replace(query=urlencode(query))), {}
-
-
-def _without_query(url: str) -> str:
-    """The address as it may appear in messages: neither a query nor credentials."""
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
 
 
 async def _connect(
@@ -231,33 +282,56 @@ async def _connect(
             open_timeout=timeout,
             close_timeout=CLOSE_TIMEOUT_SECONDS,
             max_size=MAX_FRAME_BYTES,
+            logger=_library_logger,
         )
     except TimeoutError:
         raise ChuckyTimeoutError(
             f"{address} did not answer within {timeout:g} s; is the url right?"
         ) from None
     except InvalidStatus as refused:
-        raise _refused(address, refused.response.status_code) from None
-    except InvalidURI:
-        raise ValidationError(f"{address!r} is not a WebSocket url.") from None
+        raise _refused(address, refused.response) from None
+    except (InvalidURI, SecurityError):
+        # The url itself has been checked; the library's text may contain the token.
+        raise ChuckyConnectionError(
+            f"{address} redirects to an address that cannot be followed; use the final url."
+        ) from None
     except InvalidHandshake as error:
         raise ChuckyConnectionError(
             f"{address} does not answer as a WebSocket server ({error}); is the url right?"
         ) from None
-    except OSError as error:
+    except (OSError, UnicodeError, ImportError) as error:
+        # Besides the network: a host name that cannot be one, and a SOCKS proxy that needs a
+        # package which is not installed.
+        reason = getattr(error, "strerror", None) or error
         raise ChuckyConnectionError(
-            f"Cannot reach {address} ({error.strerror or error}). Is the server running, and is "
-            "the url right?"
+            f"Cannot reach {address} ({reason}). Is the server running, and is the url right?"
         ) from error
 
 
-def _refused(address: str, status: int) -> ChuckyConnectionError | AuthenticationError:
+def _refused(address: str, response: Response) -> ChuckyError:
+    """The error that an HTTP answer instead of a WebSocket stands for."""
+    status = response.status_code
+    said = _said_in(response.body)
+    if said is not None:
+        return said
     if status in (401, 403):
         return AuthenticationError(f"{address} refused the token (HTTP {status}).")
     return ChuckyConnectionError(
         f"{address} answered HTTP {status} instead of opening a WebSocket; is the url right? It "
         "usually ends in /ws."
     )
+
+
+def _said_in(body: bytes | bytearray) -> ChuckyError | None:
+    """The error in the JSON body ``{"error": code, "message": text}``, if its code is known."""
+    try:
+        said = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(said, dict):
+        return None
+    error = error_from_wire({"code": said.get("error"), "message": said.get("message")})
+    return None if type(error) is ChuckyError else error
 
 
 def _means_ready(frame: wire.ServerFrame) -> bool:

@@ -6,7 +6,8 @@ import asyncio
 import logging
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from contextvars import ContextVar
 from typing import Any
 
 from . import wire
@@ -20,16 +21,26 @@ from .errors import (
     error_from_wire,
 )
 from .messages import Message, PromptResult, result_from_error, result_from_wire
-from .options import ChuckyOptions, PromptOptions, init_options, session_servers
-from .tools import ToolResult, call_tool, collect_tools
+from .options import (
+    ChuckyOptions,
+    PromptOptions,
+    check_text,
+    init_options,
+    session_servers,
+)
+from .tools import Tool, ToolResult, call_tool, collect_tools, error_result
 from .turn import Turn, TurnStream
 
 logger = logging.getLogger("chucky")
 
-MAX_QUEUED_TURNS = 100
+MAX_WAITING_TURNS = 100
 MAX_RUNNING_TOOLS = 100
+INTERRUPT_TIMEOUT_SECONDS = 10.0
 
 Content = str | list[dict[str, Any]]
+
+# The call whose tool this code runs in, also in the tasks and threads that the tool starts.
+_tool_task: ContextVar[asyncio.Task[None] | None] = ContextVar("chucky_tool_task", default=None)
 
 
 class Session:
@@ -55,9 +66,10 @@ class Session:
         Raises:
             ValidationError: An option or a tool is wrong.
         """
-        options.check()
         self.options = options
         self.session_options = session_options or PromptOptions()
+        self.options.check()
+        self.session_options.check()
         self.debug = debug
         servers = session_servers(options, self.session_options)
         self._tools = collect_tools(servers)
@@ -67,9 +79,11 @@ class Session:
         self._server_capabilities: frozenset[str] = frozenset()
         self._connection: Connection | None = None
         self._connecting = asyncio.Lock()
+        self._opening: asyncio.Timeout | None = None
         self._runner: asyncio.Task[None] | None = None
         self._tasks: asyncio.TaskGroup | None = None
         self._running_tools: dict[str, asyncio.Task[None]] = {}
+        self._closing_tool: asyncio.Task[None] | None = None
         self._current: Turn | None = None
         self._queued: deque[Turn] = deque()
         self._untaken: deque[Turn] = deque()
@@ -100,18 +114,22 @@ class Session:
             AuthenticationError: The server refused the token.
             SessionError: The session is closed, or too many messages wait already.
         """
-        _check_content(message)
+        frame = _user_frame(message, self._session_id)
         self._check_usable()
-        if len(self._queued) >= MAX_QUEUED_TURNS:
+        await self._connect()
+        if max(len(self._queued), len(self._untaken)) >= MAX_WAITING_TURNS:
             raise SessionError(
-                f"{MAX_QUEUED_TURNS} messages are waiting for their turn; read the answers with "
+                f"The answers to {MAX_WAITING_TURNS} messages are waiting; read them with "
                 "stream() before sending more."
             )
-        await self._connect()
-        turn = Turn(wire.user_frame(message, uuid=str(uuid.uuid4()), session_id=self._session_id))
+        turn = Turn(frame)
         self._untaken.append(turn)
         self._queued.append(turn)
-        await self._start_next()
+        try:
+            await self._start_next()
+        except ChuckyConnectionError:
+            self._check_usable()  # raises what is known about why
+            raise
 
     def stream(self) -> TurnStream:
         """Return the messages of the oldest turn that no stream has yielded yet.
@@ -147,34 +165,35 @@ class Session:
         await self._connection.send(wire.control_frame("interrupt"))
 
     async def close(self) -> None:
-        """Close the session; a running turn is stopped. May be called more than once."""
-        if self._closed:
-            return
-        self._closed = True
-        self._fail_turns(SessionError("The session was closed."))
-        if self._on_close is not None:
-            self._on_close(self)
-        if self._connection is None or self._runner is None:
-            return  # a connection that is being made is closed by _connect()
-        try:
-            await self._connection.close()
-            await self._join(self._runner)
-        except asyncio.CancelledError:
-            self._runner.cancel()
-            raise
+        """Close the session; a running turn is stopped. May be called more than once.
 
-    async def _join(self, runner: asyncio.Task[None]) -> None:
-        """Wait for the background task, which ends by itself once the connection is closed."""
-        caller = asyncio.current_task()
-        # A tool may close its own session: it is not cancelled, and since the background task
-        # waits for it, it must not wait for the background task.
-        closed_by_tool = caller in self._running_tools.values()
-        for task in self._running_tools.values():
-            if task is not caller:
-                task.cancel()
-        if closed_by_tool:
+        Running tools are cancelled. Only a tool that itself closes the session runs on, and
+        for it ``close()`` returns without waiting for the end.
+        """
+        if not self._closed:
+            self._closed = True
+            self._fail(SessionError("The session was closed."))
+            if self._on_close is not None:
+                self._on_close(self)
+            await self._stop()
+        await self._wait_stopped()
+
+    async def _stop(self) -> None:
+        """Close the connection, or end connecting; everything else ends with it."""
+        if _tool_task.get() in self._running_tools.values():
+            self._closing_tool = _tool_task.get()
+        if self._opening is not None:
+            self._opening.reschedule(asyncio.get_running_loop().time())
+        if self._connection is not None:
+            await self._connection.close()
+
+    async def _wait_stopped(self) -> None:
+        if self._runner is None:
             return
-        _done, pending = await asyncio.wait([runner], timeout=CLOSE_TIMEOUT_SECONDS)
+        tool_task = _tool_task.get()
+        if tool_task is not None and tool_task is self._closing_tool:
+            return  # the runner waits for this tool
+        _done, pending = await asyncio.wait([self._runner], timeout=CLOSE_TIMEOUT_SECONDS)
         if pending:
             logger.warning("session %s: a tool does not end; it is left", self._session_id)
 
@@ -182,64 +201,81 @@ class Session:
         if self._closed:
             raise SessionError("This session is closed; make a new one with create_session().")
         if self._failure is not None:
-            raise self._failure
+            raise self._failure.with_traceback(None)
 
     async def _connect(self) -> None:
         async with self._connecting:
             self._check_usable()
             if self._connection is not None:
                 return
-            connection = await Connection.open(
-                url=self.options.url,
-                token=self.options.token,
-                init=self._init,
-                timeout=self.options.timeout,
-                keepalive_interval=self.options.keepalive_interval,
-                debug=self.debug,
-            )
-            if self._closed:
-                await connection.close()
+            try:
+                # close() lets this time-out expire, so that it ends connecting at once.
+                async with asyncio.timeout(None) as self._opening:
+                    connection = await Connection.open(
+                        url=self.options.url,
+                        token=self.options.token,
+                        init=self._init,
+                        timeout=self.options.timeout,
+                        keepalive_interval=self.options.keepalive_interval,
+                        debug=self.debug,
+                    )
+            except TimeoutError:
                 self._check_usable()
+                raise
+            finally:
+                self._opening = None
             self._connection = connection
-            self._tasks = asyncio.TaskGroup()
-            self._runner = asyncio.create_task(self._run(connection, self._tasks))
+            running = asyncio.Event()
+            self._runner = asyncio.create_task(self._run(connection, running))
+            await running.wait()
+        self._check_usable()
 
-    async def _run(self, connection: Connection, tasks: asyncio.TaskGroup) -> None:
-        """Read until the connection ends; whatever ends it is what open turns raise."""
-        try:
-            async with tasks:
-                keep_alive = tasks.create_task(
-                    connection.keep_alive(lambda: self._current is not None)
-                )
-                await self._read(connection)
+    async def _run(self, connection: Connection, running: asyncio.Event) -> None:
+        """Read until the connection ends; what runs beside the reading ends with it."""
+        async with asyncio.TaskGroup() as self._tasks:
+            keep_alive = self._tasks.create_task(
+                self._watch(connection.keep_alive(lambda: self._current is not None))
+            )
+            running.set()
+            try:
+                await self._watch(self._read(connection))
+            finally:
+                self._fail(SessionError("The session was cancelled."))
                 keep_alive.cancel()
-        except* ChuckyError as errors:
-            self._fail(_first(errors))
-        except* Exception as errors:  # a fault of ours must reach the application, not vanish
-            logger.exception("session %s: reading failed", self._session_id)
-            self._fail(SessionError(f"The client failed: {_first(errors)!r}"))
-        finally:
-            self._fail(SessionError("The session was cancelled."))
-            await connection.close()
+                for task in self._running_tools.values():
+                    if task is not self._closing_tool:
+                        task.cancel()
+                await connection.close()
+
+    async def _watch(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do a part of the background work; when it fails, the session ends.
+
+        Open turns fail at once, whatever still has to end in the background.
+        """
+        try:
+            await work
+        except ChuckyError as error:
+            self._fail(error)
+        except Exception as error:  # a fault of ours must reach the application, not vanish
+            logger.exception("session %s: the client failed", self._session_id)
+            self._fail(SessionError(f"The client failed: {error!r}"))
+        else:
+            return
+        if self._connection is not None:
+            await self._connection.close()  # which ends the reading, and that everything else
 
     async def _read(self, connection: Connection) -> None:
-        try:
-            async for frame in connection.frames():
-                await self._handle(frame)
-        except ChuckyConnectionError:
-            if not self._closed:
-                raise
+        while True:
+            await self._handle(await connection.receive())
 
     def _fail(self, error: ChuckyError) -> None:
         """Make ``error`` what everything from now on raises; only the first one counts."""
         if self._failure is None:
             self._failure = error
-        self._fail_turns(self._failure)
-
-    def _fail_turns(self, error: ChuckyError) -> None:
         for turn in [self._current, *self._queued]:
             if turn is not None:
-                turn.fail(error)
+                turn.fail(self._failure)
+                turn.end()
         self._current = None
         self._queued.clear()
 
@@ -258,27 +294,27 @@ class Session:
             return
         turn = self._current = self._queued.popleft()
         if self.options.turn_timeout is not None and self._tasks is not None:
-            self._tasks.create_task(self._limit(turn, self.options.turn_timeout))
+            self._tasks.create_task(self._watch(self._limit(turn, self.options.turn_timeout)))
         await self._connection.send(turn.frame)
 
     async def _limit(self, turn: Turn, seconds: float) -> None:
         """Fail a turn that takes too long, and stop it at the server."""
-        try:
-            async with asyncio.timeout(seconds):
-                await turn.wait_ended()
-        except TimeoutError:
-            error = ChuckyTimeoutError(f"The turn took longer than turn_timeout ({seconds:g} s).")
-            turn.fail(error)
-            if wire.INTERRUPT not in self._server_capabilities:
-                raise error from None
+        if await turn.ends_within(seconds):
+            return
+        error = ChuckyTimeoutError(f"The turn took longer than turn_timeout ({seconds:g} s).")
+        turn.fail(error)
+        if wire.INTERRUPT in self._server_capabilities:
             await self.interrupt()
+            if await turn.ends_within(INTERRUPT_TIMEOUT_SECONDS):
+                return
+        raise error
 
     async def _handle(self, frame: wire.ServerFrame) -> None:
         match frame:
             case wire.SdkMessage(message):
                 await self._on_message(message)
             case wire.ToolCall():
-                self._on_tool_call(frame)
+                await self._on_tool_call(frame)
             case wire.ErrorFrame(payload):
                 await self._on_error(error_from_wire(payload))
             case wire.Control(action, data):
@@ -318,7 +354,7 @@ class Session:
     def _on_control(self, action: str, data: dict[str, Any]) -> None:
         if action == "session_info":
             session_id = data.get("sessionId")
-            if isinstance(session_id, str):
+            if isinstance(session_id, str) and session_id:
                 self._session_id = session_id
             named = data.get("capabilities")
             if isinstance(named, list):
@@ -326,35 +362,61 @@ class Session:
         elif action == "close":
             raise ChuckyConnectionError("The server closed the session.")
 
-    def _on_tool_call(self, call: wire.ToolCall) -> None:
+    async def _on_tool_call(self, call: wire.ToolCall) -> None:
+        tool = self._tools.get(call.tool_name)
         if call.call_id in self._running_tools or self._tasks is None:
             return
-        task = self._tasks.create_task(self._answer_tool_call(call))
-        self._running_tools[call.call_id] = task
-        task.add_done_callback(lambda _task: self._running_tools.pop(call.call_id, None))
-
-    async def _answer_tool_call(self, call: wire.ToolCall) -> None:
-        if self._connection is None:
-            return
-        result = await self._run_tool(call)
-        frame = wire.tool_result_frame(call.call_id, result.content, is_error=result.is_error)
-        await self._connection.send(frame)
-
-    async def _run_tool(self, call: wire.ToolCall) -> ToolResult:
-        tool = self._tools.get(call.tool_name)
         if tool is None:
-            return _tool_error(f"Unknown tool: {call.tool_name}")
-        if len(self._running_tools) > MAX_RUNNING_TOOLS:
-            return _tool_error(f"More than {MAX_RUNNING_TOOLS} tools are running; try again.")
-        return await call_tool(tool, call.input)
+            await self._answer(call, error_result(f"Unknown tool: {call.tool_name}"))
+        elif len(self._running_tools) >= MAX_RUNNING_TOOLS:
+            # Answered by the reader itself, so that a flood of calls does not pile up as tasks.
+            await self._answer(
+                call, error_result(f"{MAX_RUNNING_TOOLS} tools are running; try again later.")
+            )
+        else:
+            task = self._tasks.create_task(self._watch(self._run_tool(tool, call)))
+            self._running_tools[call.call_id] = task
+            task.add_done_callback(lambda _task: self._running_tools.pop(call.call_id, None))
+
+    async def _run_tool(self, tool: Tool, call: wire.ToolCall) -> None:
+        task = asyncio.current_task()
+        _tool_task.set(task)
+        try:
+            result = await call_tool(tool, call.input)
+        except asyncio.CancelledError:
+            if task is None or task.cancelling():
+                raise
+            # Nobody cancelled this call: the handler waited for something that was cancelled.
+            result = error_result(f"Error: tool {tool.name!r} was cancelled.")
+        if not self._closed:
+            await self._answer(call, result)
+
+    async def _answer(self, call: wire.ToolCall, result: ToolResult) -> None:
+        if self._connection is not None:
+            await self._connection.send(
+                wire.tool_result_frame(call.call_id, result.content, is_error=result.is_error)
+            )
 
 
-def _tool_error(text: str) -> ToolResult:
-    return ToolResult(content=[{"type": "text", "text": text}], is_error=True)
+def _user_frame(message: object, session_id: str) -> str:
+    """Make the frame of a user message.
+
+    Raises:
+        ValidationError: The message cannot be sent; the sentence says why.
+    """
+    _check_content(message)
+    content: Any = message
+    try:
+        return wire.user_frame(content, uuid=str(uuid.uuid4()), session_id=session_id)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValidationError(
+            f"A content block cannot be sent as JSON ({error}); binary data travels as base64."
+        ) from None
 
 
 def _check_content(message: object) -> None:
     if isinstance(message, str):
+        check_text("The message", message)
         if not message.strip():
             raise ValidationError("The message is empty; send some text.")
         return
@@ -364,14 +426,9 @@ def _check_content(message: object) -> None:
             f"{type(message).__name__}."
         )
     for block in message:
-        if not isinstance(block, dict) or block.get("type") not in wire.CONTENT_BLOCK_TYPES:
+        kind = block.get("type") if isinstance(block, dict) else None
+        if not isinstance(kind, str) or kind not in wire.CONTENT_BLOCK_TYPES:
             kinds = ", ".join(sorted(wire.CONTENT_BLOCK_TYPES))
             raise ValidationError(f"A content block must have one of the types {kinds}.")
-
-
-def _first(errors: BaseExceptionGroup[Any]) -> Any:
-    """The exception that came first: the others are what it caused."""
-    error: Any = errors
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+        if kind == "text":
+            check_text("The text of a content block", block.get("text"))

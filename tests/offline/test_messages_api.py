@@ -59,7 +59,9 @@ async def test_a_stream_has_the_events_of_the_api_in_their_order(http: httpx2.As
     data = [json.loads(lines[1].removeprefix("data: ")) for lines in events]
     assert [lines[0] for lines in events] == [f"event: {each['type']}" for each in data]
     kinds = [each.get("delta", {}).get("type") or each["type"] for each in data]
-    assert [kind for kind, before in zip(kinds, [None, *kinds], strict=False) if kind != before] == [
+    assert [
+        kind for kind, before in zip(kinds, [None, *kinds], strict=False) if kind != before
+    ] == [
         "message_start",
         "content_block_start",
         "ping",

@@ -78,11 +78,13 @@ async def test_references_between_classes_are_followed(client: AsyncAnthropic) -
 async def test_both_places_for_the_schema_are_read(http: httpx2.AsyncClient, field: str) -> None:
     schema = {"type": "object", "properties": {"capital": {"type": "string"}}}
     wanted: Any = {"type": "json_schema", "schema": {**schema, "required": ["capital"]}}
+    fields = {"output_config": {"format": wanted}, "output_format": wanted}
+
     response = await answer(
         http,
         "What is the capital of France?",
-        {"type": "null"},
-        **{"output_config": None, field: wanted if field == "output_format" else {"format": wanted}},
+        None,
+        **{"output_config": None, field: fields[field]},
     )
 
     (block,) = response.json()["content"]
@@ -169,7 +171,10 @@ STRING = {"type": "string"}
         ({"anyOf": [{"type": "integer"}, {"type": "null"}]}, None),
         ({"oneOf": [{"type": "integer", "minimum": 3}, STRING]}, 3),
         ({"type": "array", "items": {"type": "boolean"}}, []),
-        ({"type": "array", "items": {"enum": [1, 2, 3]}, "minItems": 2, "uniqueItems": True}, [1, 2]),
+        (
+            {"type": "array", "items": {"enum": [1, 2, 3]}, "minItems": 2, "uniqueItems": True},
+            [1, 2],
+        ),
         ({"type": "array", "prefixItems": [{"const": 1}], "items": False, "minItems": 1}, [1]),
         ({"type": "object", "properties": {"a": STRING}}, {}),
         ({"type": "object", "required": ["a"], "additionalProperties": {"const": 1}}, {"a": 1}),

@@ -171,7 +171,9 @@ async def test_a_failed_tool_is_told_of(ask: Ask) -> None:
         ),
         (
             "Book a table",
-            tool("book", seats={"type": "integer", "default": 2}, note={"type": ["string", "null"]}),
+            tool(
+                "book", seats={"type": "integer", "default": 2}, note={"type": ["string", "null"]}
+            ),
             {"seats": 2, "note": None},
         ),
     ],

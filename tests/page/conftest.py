@@ -11,6 +11,7 @@ import asyncio
 import inspect
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import CodeType
@@ -204,6 +205,14 @@ async def _answer(connection: ServerConnection) -> None:
     await _say(connection, type="result", subtype="success", result="Yes.", **ids)
 
 
+@asynccontextmanager
+async def _serving(peer: Peer) -> AsyncIterator[Peer]:
+    async with serve(peer.serve, "127.0.0.1", 0) as listening:
+        host, port = next(iter(listening.sockets)).getsockname()
+        peer.url = f"ws://{host}:{port}/ws"
+        yield peer
+
+
 @pytest.fixture
 async def peer() -> AsyncIterator[Peer]:
     """A server that shows what the client sends."""
@@ -216,20 +225,3 @@ async def silent_peer() -> AsyncIterator[Peer]:
     """A server that takes the connection and never says anything."""
     async with _serving(Peer(is_ready=False)) as made:
         yield made
-
-
-class _serving:  # noqa: N801 - used like a function
-    def __init__(self, peer: Peer) -> None:
-        self._peer = peer
-        self._server = serve(peer.serve, "127.0.0.1", 0)
-
-    async def __aenter__(self) -> Peer:
-        listening = await self._server
-        host, port = next(iter(listening.sockets)).getsockname()
-        self._peer.url = f"ws://{host}:{port}/ws"
-        return self._peer
-
-    async def __aexit__(self, *_exc: object) -> None:
-        self._server.server.close()
-        async with asyncio.timeout(LIMIT_SECONDS):
-            await self._server.server.wait_closed()

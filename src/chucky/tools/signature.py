@@ -222,7 +222,7 @@ def describe_parameters(function: Function) -> dict[str, str]:
     descriptions: dict[str, str] = {}
     for parameter in parsed.params:
         text = " ".join((parameter.description or "").split())
-        for name in [parameter.arg_name]:  # NumPy style: "x, y : int"
+        for name in parameter.arg_name.split(","):  # NumPy style: "x, y : int"
             if text:
                 descriptions.setdefault(name.strip(), text)
     return descriptions

@@ -23,7 +23,10 @@ _FILE_LINES = 500
 
 _PACKAGE = "chucky"
 _OTHER_HALF = ("chucky.server", "chucky.offline", "chucky.cli")
-_PURE = ("chucky.errors", "chucky.messages", "chucky.wire", "chucky.tokens")
+_PURE = tuple(
+    f"chucky.{name}"
+    for name in ("errors", "jsontext", "legacy", "messages", "tokenform", "tokens", "wire")
+)
 _IMPURE_ROOTS = {"asyncio", "select", "selectors", "socket", "ssl", "websockets"}
 _CLIENT_ONLY = ("chucky.client", "chucky.session", "chucky.connection")
 _SEPARATE = ("chucky.server.engines", "chucky.server.ledger", "chucky.server.edge")

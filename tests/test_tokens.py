@@ -22,8 +22,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chucky.errors import ChuckyError, ValidationError
+from chucky.tokenform import MAX_AMOUNT, read_instant
 from chucky.tokens import (
-    MAX_AMOUNT,
     TokenBudget,
     Window,
     create_budget,
@@ -31,7 +31,6 @@ from chucky.tokens import (
     decode_token,
     extract_project_id,
     is_token_expired,
-    read_instant,
     verify_token,
 )
 

@@ -12,7 +12,7 @@ from datetime import UTC, date, datetime
 from typing import Annotated, Any, Literal, NamedTuple, NotRequired, Required, TypedDict
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -400,7 +400,6 @@ PROBES = [
 ]
 
 
-@settings(max_examples=150, deadline=None)
 @given(probe=st.sampled_from(PROBES), arguments=ARGUMENTS)
 def test_any_arguments_end_in_a_result_that_can_be_sent(probe: Tool, arguments: object) -> None:
     result = asyncio.run(call_tool(probe, arguments))

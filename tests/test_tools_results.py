@@ -17,7 +17,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
@@ -284,7 +284,6 @@ ANYTHING = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
 @given(value=ANYTHING)
 def test_any_return_value_ends_in_a_result_that_can_be_sent(value: object) -> None:
     result = asyncio.run(returned(value))

@@ -136,17 +136,17 @@ class Connection:
         self._early.extend(early)
 
     async def send(self, frame: str) -> None:
-        """Send one frame. A peer that does not read is noticed by :meth:`keep_alive`.
+        """Send one frame; a peer that does not read is noticed by :meth:`keep_alive`.
 
-        Raises:
-            ChuckyConnectionError: The connection is closed.
+        When the connection has ended, nothing happens: :meth:`receive` says why it ended, after
+        what the server said last and nobody has read yet. That is often the better reason.
         """
         if self.debug:
             logger.debug("> %s", frame)
         try:
             await self._socket.send(frame)
-        except ConnectionClosed as closed:
-            raise self._lost(closed) from closed
+        except ConnectionClosed:
+            pass
 
     async def receive(self) -> wire.ServerFrame:
         """Wait for the next frame, beginning with those that came during the handshake.
@@ -178,7 +178,6 @@ class Connection:
             is_waiting: A function that says whether an answer is awaited.
 
         Raises:
-            ChuckyConnectionError: The connection was closed.
             ChuckyTimeoutError: For two whole intervals an answer was awaited and nothing at
                 all came, not even the answer to a ping, or the server read nothing.
         """

@@ -6,9 +6,9 @@ import asyncio
 import logging
 import uuid
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVarTuple
 
 from . import wire
 from .connection import CLOSE_TIMEOUT_SECONDS, Connection
@@ -32,6 +32,8 @@ from .tools import Tool, ToolResult, call_tool, collect_tools, error_result
 from .turn import Turn, TurnStream
 
 logger = logging.getLogger("chucky")
+
+Args = TypeVarTuple("Args")
 
 MAX_WAITING_TURNS = 100
 MAX_RUNNING_TOOLS = 100
@@ -125,11 +127,7 @@ class Session:
         turn = Turn(frame)
         self._untaken.append(turn)
         self._queued.append(turn)
-        try:
-            await self._start_next()
-        except ChuckyConnectionError:
-            self._check_usable()  # raises what is known about why
-            raise
+        await self._start_next()
 
     def stream(self) -> TurnStream:
         """Return the messages of the oldest turn that no stream has yielded yet.
@@ -156,7 +154,6 @@ class Session:
 
         Raises:
             SessionError: This server cannot interrupt a turn (the hosted one cannot).
-            ChuckyConnectionError: The connection was lost.
         """
         if self._current is None or self._connection is None:
             return
@@ -234,11 +231,11 @@ class Session:
         """Read until the connection ends; what runs beside the reading ends with it."""
         async with asyncio.TaskGroup() as self._tasks:
             keep_alive = self._tasks.create_task(
-                self._watch(connection.keep_alive(lambda: self._current is not None))
+                self._watch(connection.keep_alive, lambda: self._current is not None)
             )
             running.set()
             try:
-                await self._watch(self._read(connection))
+                await self._watch(self._read, connection)
             finally:
                 self._fail(SessionError("The session was cancelled."))
                 keep_alive.cancel()
@@ -247,13 +244,13 @@ class Session:
                         task.cancel()
                 await connection.close()
 
-    async def _watch(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _watch(self, work: Callable[[*Args], Awaitable[None]], *args: *Args) -> None:
         """Do a part of the background work; when it fails, the session ends.
 
         Open turns fail at once, whatever still has to end in the background.
         """
         try:
-            await work
+            await work(*args)
         except ChuckyError as error:
             self._fail(error)
         except Exception as error:  # a fault of ours must reach the application, not vanish
@@ -294,7 +291,7 @@ class Session:
             return
         turn = self._current = self._queued.popleft()
         if self.options.turn_timeout is not None and self._tasks is not None:
-            self._tasks.create_task(self._watch(self._limit(turn, self.options.turn_timeout)))
+            self._tasks.create_task(self._watch(self._limit, turn, self.options.turn_timeout))
         await self._connection.send(turn.frame)
 
     async def _limit(self, turn: Turn, seconds: float) -> None:
@@ -374,7 +371,7 @@ class Session:
                 call, error_result(f"{MAX_RUNNING_TOOLS} tools are running; try again later.")
             )
         else:
-            task = self._tasks.create_task(self._watch(self._run_tool(tool, call)))
+            task = self._tasks.create_task(self._watch(self._run_tool, tool, call))
             self._running_tools[call.call_id] = task
             task.add_done_callback(lambda _task: self._running_tools.pop(call.call_id, None))
 

@@ -13,13 +13,13 @@ The functions that make frames return the text to send.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from .errors import ProtocolError
+from .jsontext import read_json
 
 # Extensions of ours. Each travels only after both sides have named it: the client in
 # `init.payload.capabilities`, the server in `session_info.data.capabilities`.
@@ -262,32 +262,12 @@ def _load(text: str | bytes) -> dict[str, Any]:
     if isinstance(text, bytes):
         raise FrameError("", "must be text, not binary")
     try:
-        frame = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
-        if "\\u" in text:
-            # An escaped half of a surrogate pair is legal JSON but not text: it could be
-            # neither stored nor sent to a model, so it is refused where it enters.
-            json.dumps(frame, ensure_ascii=False).encode()
-    except RecursionError:
-        raise FrameError("", "is nested too deeply") from None
-    except UnicodeEncodeError:
-        raise FrameError("", "contains half of a surrogate pair, which is not text") from None
-    except ValueError:
-        raise FrameError("", "must be valid JSON") from None
+        frame = read_json(text)
+    except ValueError as error:
+        raise FrameError("", f"must be valid JSON ({error})") from None
     if not isinstance(frame, dict):
         raise FrameError("", "must be a JSON object")
     return frame
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _finite(digits: str) -> float:
-    # 1e999 is valid JSON, becomes infinity in Python, and could then never be written again.
-    number = float(digits)
-    if not math.isfinite(number):
-        raise ValueError(f"{digits} is too large")
-    return number
 
 
 def _payload(frame: dict[str, Any]) -> dict[str, Any]:

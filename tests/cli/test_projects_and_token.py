@@ -238,6 +238,8 @@ def test_rotating_prints_the_new_key_and_revokes_the_old_one(db: Path) -> None:
     made = json.loads(text)
     assert made == {"projectId": project_id, "hmacKey": key_of(db)[1]}
     assert made["hmacKey"] != old
+    with closing(SqliteStore.open(db)) as store:
+        assert len(store.find_project("default").keys) == 1
     again = said(chucky("projects", "rotate-key", "default", "--db", db))
     assert "All earlier keys are revoked." in again
     assert key_of(db)[1] in again

@@ -356,11 +356,15 @@ def test_ctrl_c_stops_the_answer_and_the_chat_goes_on(start: Start, server: Serv
     rest = chat.wait_for("(interrupted)\n")
     assert "stormy" not in rest
     chat.write("What is 2 + 2?\n")
-    assert "2 + 2 = 4." in chat.wait_for(" in all)\n2 + 2 = 4.\n")
-    chat.wait_for(" in all)\n")
+    chat.wait_for("2 + 2 = 4.\n")
+    failing = script({"error": {"status": 400, "type": "invalid_request_error", "message": "No."}})
+    chat.write(failing.replace("\n", "\\\n") + "\n")
     chat.close_input()
-    assert chat.end() == (0, "")
-    assert chat.errors == ""
+    exit_code, rest = chat.end()
+    assert exit_code == 0
+    assert "interrupted" not in rest
+    assert chat.errors.startswith("Error: ")
+    assert chat.errors.count("\n") == 1
 
 
 def test_a_chat_in_a_terminal_prompts_and_ends_with_ctrl_c_at_the_prompt(server: Server) -> None:
@@ -450,6 +454,16 @@ def test_text_is_shown_as_it_streams_and_not_again_when_complete(
     transcript.show(assistant({"type": "text", "text": "Hi."}))
     transcript.show(RESULT)
     assert capsys.readouterr().out == ".\n($0.2500, $0.2500 in all)\n"
+
+
+def test_what_was_streamed_hides_only_its_own_message(capsys: pytest.CaptureFixture[str]) -> None:
+    transcript = Transcript()
+    transcript.show(START)
+    transcript.show(delta("Hi."))
+    transcript.show(assistant({"type": "text", "text": "Hi."}))
+    transcript.show(START)
+    transcript.show(assistant({"type": "text", "text": " Ho."}))
+    assert capsys.readouterr().out == "Hi. Ho."
 
 
 def test_text_is_shown_when_the_server_sends_no_partial_messages(

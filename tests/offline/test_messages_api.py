@@ -79,6 +79,7 @@ async def test_a_stream_has_the_events_of_the_api_in_their_order(http: httpx2.As
     assert data[0]["message"]["usage"]["output_tokens"] == 1
     assert data[-2]["delta"] == {"stop_reason": "tool_use", "stop_sequence": None}
     assert data[-2]["usage"]["output_tokens"] > 1
+    assert set(data[0]["message"]["usage"]) - set(data[-2]["usage"]) == {"cache_creation"}
 
 
 async def test_a_stream_and_a_message_say_the_same(client: AsyncAnthropic) -> None:

@@ -364,6 +364,36 @@ async def test_a_retry_is_recognised_whatever_changes_between_calls(
     assert text_of(await ask(marked, model="claude-opus-5-5")) == "at last"
 
 
+async def test_a_retry_is_recognised_when_cache_markers_move(ask: Ask, script: Script) -> None:
+    told = script({"error": {"status": 529}}, {"text": "at last"})
+    use: Any = {"type": "tool_use", "id": "toolu_1", "name": "f", "input": {}}
+    said: Any = {"type": "text", "text": "noon"}
+    result: Any = {"type": "tool_result", "tool_use_id": "toolu_1", "content": [said]}
+    marker = {"cache_control": {"type": "ephemeral"}}
+
+    def conversation(result: Any) -> Conversation:
+        return [
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": [use]},
+            {"role": "user", "content": [result]},
+            {"role": "assistant", "content": "It is noon."},
+            {"role": "user", "content": told},
+        ]
+
+    with pytest.raises(anthropic.OverloadedError):
+        await ask(*conversation({**result, **marker}))
+
+    assert text_of(await ask(*conversation({**result, "content": [{**said, **marker}]}))) == (
+        "at last"
+    )
+
+
+async def test_the_beginning_of_an_answer_is_not_an_answer(ask: Ask, script: Script) -> None:
+    beginning: MessageParam = {"role": "assistant", "content": "It is"}
+
+    assert text_of(await ask(script({"text": "one"}, {"text": "two"}), beginning)) == "one"
+
+
 async def test_another_conversation_before_it_makes_it_another_turn(
     ask: Ask, script: Script
 ) -> None:
@@ -489,8 +519,9 @@ async def test_chunks_before_a_delay_arrive_before_it(
 async def test_delays_of_all_chunks_together_are_limited(
     client: AsyncAnthropic, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("chucky.offline.delivery.MAX_DELAY_MS", 20)
-    told = script({"text": list("abcdef"), "delay_ms": 600_000, "chunk_delay_ms": 600_000})
+    # One by one, the waits would take longer than the client of this test is given.
+    monkeypatch.setattr("chucky.offline.delivery.MAX_DELAY_MS", 200)
+    told = script({"text": ["a"] * 200, "delay_ms": 600_000, "chunk_delay_ms": 600_000})
 
     assert [event.type for event in await events_of(client, told)][-1] == "message_stop"
 

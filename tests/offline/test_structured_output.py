@@ -177,6 +177,15 @@ STRING = {"type": "string"}
         ),
         ({"type": "array", "prefixItems": [{"const": 1}], "items": False, "minItems": 1}, [1]),
         ({"type": "object", "properties": {"a": STRING}}, {}),
+        ({"type": "object", "properties": {"a": {"$ref": "#/$defs/none"}}}, {}),
+        (
+            {
+                "type": "object",
+                "properties": {"a": {"oneOf": [{"$ref": "#"}, STRING]}},
+                "required": ["a"],
+            },
+            {"a": "hello"},
+        ),
         ({"type": "object", "required": ["a"], "additionalProperties": {"const": 1}}, {"a": 1}),
         ({"type": "object", "properties": {"a": {"const": 1}}, "minProperties": 1}, {"a": 1}),
         (
@@ -233,10 +242,9 @@ def test_formats_are_found_in_the_message() -> None:
 
 
 DOUBLING: dict[str, Any] = {
-    "$ref": "#/$defs/a0",
     "$defs": {
         **{f"a{i}": {"allOf": [{"$ref": f"#/$defs/a{i + 1}"}] * 2} for i in range(40)},
-        "a40": {"type": "object"},
+        "a40": {},
     },
 }
 
@@ -260,7 +268,8 @@ DOUBLING: dict[str, Any] = {
         ({"allOf": [{"type": "string"}, {"type": "integer"}]}, "no value was found"),
         ({"oneOf": [STRING, {"type": "string", "maxLength": 100}]}, "no alternative"),
         ({"enum": ["x" * 100_000]}, "more than 100000 characters"),
-        (DOUBLING, "too complex"),
+        ({**DOUBLING, "$ref": "#/$defs/a0"}, "too complex"),
+        ({**DOUBLING, "oneOf": [STRING, {"$ref": "#/$defs/a0"}]}, "too complex"),
     ],
 )
 async def test_a_schema_that_cannot_be_answered_to_is_refused(

@@ -163,6 +163,16 @@ async def test_a_failed_tool_is_told_of(ask: Ask) -> None:
             tool("mail", to={"type": "string", "format": "email"}),
             {"to": "bob@example.org"},
         ),
+        (
+            "What is the status of order A17?",
+            tool("order_status", order_id=STRING),
+            {"order_id": "A17"},
+        ),
+        (
+            'Quote the ticker "ACME"',
+            tool("quote", ticker={"type": "string", "pattern": "^[A-Z]+$"}),
+            {"ticker": "ACME"},
+        ),
         ("Read src/app.py", tool("Read", file_path=STRING), {"file_path": "src/app.py"}),
         (
             "Use the calculator for 2 + 2",
@@ -191,6 +201,7 @@ async def test_arguments_are_taken_from_the_message(
         ("Read the file", tool("Read", file_path=STRING)),
         ("Add a user", tool("add_user", email=STRING)),
         ("Set the lamp to purple", tool("set_lamp", colour={"enum": ["green", "red"]})),
+        ("Quote it", tool("quote", ticker={"type": "string", "pattern": "^[A-Z]+$"})),
         ("Copy this", tool("copy", source=STRING, target=STRING)),
         ("Plan it", tool("plan", steps={"type": "array", "items": {"type": "object"}})),
     ],
@@ -233,6 +244,12 @@ async def test_a_tool_is_called_if_its_name_is_written_out(ask: Ask) -> None:
     called = await ask("Please run set_the_time_zone_of_user now, whatever the time", offered)
 
     assert calls_of(called) == [("set_the_time_zone_of_user", {})]
+
+
+async def test_a_name_that_is_written_out_is_the_only_one_called(ask: Ask) -> None:
+    called = await ask("Use get_time, not the weather", [tool("get_weather"), GET_TIME])
+
+    assert calls_of(called) == [("get_time", {})]
 
 
 BOTH = "What time is it, and what's the weather in Paris?"

@@ -38,15 +38,13 @@ def test_the_signature_is_the_pages() -> None:
 
 async def test_options_after_the_message_are_keywords_only(client: Chucky) -> None:
     with pytest.raises(TypeError):
-        await client.prompt("Hello", "opus")  # type: ignore[misc]
+        await client.prompt("Hello", "opus")  # type: ignore[call-arg]
 
 
 async def test_what_a_call_gives_overrides_the_client(peer: Peer, within: Within) -> None:
     client = Chucky("jwt", peer.url, model="opus", system_prompt="Be long.", max_turns=9)
     await within(
-        client.prompt(
-            "Hello", model="haiku", system_prompt="Be brief.", tools=[add], max_turns=3
-        )
+        client.prompt("Hello", model="haiku", system_prompt="Be brief.", tools=[add], max_turns=3)
     )
     await within(client.prompt("Hello"))
     one, other = (frame["payload"] for frame in peer.of_type("init"))

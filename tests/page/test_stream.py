@@ -83,9 +83,7 @@ def test_an_event_is_a_dataclass_of_type_and_data() -> None:
     )
 
 
-async def test_a_turn_is_told_in_messages_a_result_and_done(
-    client: Chucky, within: Within
-) -> None:
+async def test_a_turn_is_told_in_messages_a_result_and_done(client: Chucky, within: Within) -> None:
     events = await within(_all(client.stream("What is the capital of France?")))
     assert [event.type for event in events] == ["message", "message", "result", "done"]
     system, assistant, result, done = (event.data for event in events)

@@ -3,23 +3,45 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import inspect
 import json
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
-from websockets.asyncio.server import ServerConnection, serve
+from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
 
 from chucky import Chucky
 
 WAIT_SECONDS = 5.0
+TEST_SECONDS = 20.0
 SESSION_ID = "0d6b6f1e-6b5c-4a55-9a53-1f6f3c6a2b11"
 
 Frame = dict[str, Any]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Limit the asynchronous tests of this folder: what hangs fails, and shows where."""
+    for item in items:
+        if not isinstance(item, pytest.Function) or item.path.parent != Path(__file__).parent:
+            continue
+        if inspect.iscoroutinefunction(item.obj):
+            item.obj = _limited(item.obj)
+
+
+def _limited(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    @functools.wraps(test)
+    async def run(*args: Any, **kwargs: Any) -> None:
+        async with asyncio.timeout(TEST_SECONDS):
+            await test(*args, **kwargs)
+
+    return run
 
 
 class Peer:
@@ -49,13 +71,10 @@ class Peer:
     async def send(self, *frames: Mapping[str, Any]) -> None:
         """Send frames."""
         for frame in frames:
-            await self.send_raw(json.dumps(self._dressed(frame)))
-
-    def _dressed(self, frame: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {"type": "sdk_message", "payload": frame} if self._wraps(frame) else frame
-
-    def _wraps(self, frame: Mapping[str, Any]) -> bool:
-        return self.is_wrapped and "payload" not in frame
+            is_message = "payload" not in frame
+            if self.is_wrapped and is_message:
+                frame = {"type": "sdk_message", "payload": frame}
+            await self.send_raw(json.dumps(frame))
 
     async def send_raw(self, data: str | bytes) -> None:
         """Send a text or a binary frame as it is."""
@@ -114,6 +133,24 @@ class Peer:
         await self.send(self.assistant(answer), self.result(answer, **result))
         assert isinstance(asked, str)
         return asked
+
+    async def settle(self) -> None:
+        """Wait until the client has read everything: it answers calls of unknown tools itself."""
+        await self.send(self.tool_call(secrets.token_hex(4), "settle"))
+        await self.expect("tool_result")
+
+    async def serve(self, answer: str = "Hello!") -> None:
+        """Be a server that works: answer every message until the client closes."""
+        await self.start()
+        try:
+            while True:
+                frame = await self.receive()
+                if frame["type"] == "ping":
+                    await self.send(self.pong(frame))
+                elif frame["type"] == "user":
+                    await self.send(self.assistant(answer), self.result(answer))
+        except ConnectionClosed:
+            pass
 
     @staticmethod
     def control(action: str, **data: Any) -> Frame:
@@ -212,58 +249,45 @@ class ScriptedServer:
         finally:
             self._running.discard(task)
 
-    async def scripts_end(self) -> None:
+    async def end(self) -> None:
         """Wait until every script that has begun has been played."""
         if self._running:
             _done, late = await asyncio.wait(self._running, timeout=WAIT_SECONDS)
-            assert not late, "a script is still waiting"
+            self.failures += [AssertionError(f"still waiting: {task}") for task in late]
 
 
 class StartServer(Protocol):
     """What the fixture ``scripted_server`` is."""
 
     async def __call__(self, *scripts: Script, **options: Any) -> ScriptedServer:
-        """Start a server that plays these scripts."""
+        """Start a server that plays these scripts; the options are those of ``serve``."""
 
 
 @pytest.fixture
 async def scripted_server(no_task_is_left: None) -> AsyncIterator[StartServer]:
     """Start servers: ``server = await scripted_server(script, …)``.
 
-    Options go to ``websockets``' ``serve``. A script that fails makes its test fail.
+    A script that fails, or does not come to its end, makes its test fail.
     """
-    async with _Servers() as servers:
-        yield servers.start
+    started: list[tuple[ScriptedServer, Server]] = []
 
-
-class _Servers:
-    def __init__(self) -> None:
-        self._started: list[tuple[ScriptedServer, Any]] = []
-
-    async def __aenter__(self) -> _Servers:
-        return self
-
-    async def start(self, *scripts: Script, **options: Any) -> ScriptedServer:
+    async def start(*scripts: Script, **options: Any) -> ScriptedServer:
         server = ScriptedServer(scripts)
         options = {"compression": None, "max_size": None, "close_timeout": 1, **options}
         listener = await serve(server.handle, "127.0.0.1", 0, **options)
         server.url = f"ws://127.0.0.1:{listener.sockets[0].getsockname()[1]}/ws"
-        self._started.append((server, listener))
+        started.append((server, listener))
         return server
 
-    async def __aexit__(self, kind: object, _error: object, _traceback: object) -> None:
-        failures: list[Exception] = []
-        for server, listener in self._started:
-            try:
-                if kind is None:
-                    await server.scripts_end()
-            except AssertionError as failure:
-                failures.append(failure)
-            listener.close()
-            await listener.wait_closed()
-            failures += server.failures
-        if failures and kind is None:
-            raise ExceptionGroup("the script of a server failed", failures)
+    yield start
+    failures: list[Exception] = []
+    for server, listener in started:
+        await server.end()
+        listener.close()
+        await listener.wait_closed()
+        failures += server.failures
+    if failures:
+        raise ExceptionGroup("the script of a server failed", failures)
 
 
 StartTcp = Callable[

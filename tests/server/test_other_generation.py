@@ -16,7 +16,6 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlencode
 
@@ -43,7 +42,16 @@ USAGE = {
     "cache_read_input_tokens",
 }
 
-SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+ADD = {
+    "name": "add",
+    "description": "Add numbers",
+    "inputSchema": {
+        "type": "object",
+        "properties": {"a": {"type": "integer"}},
+        "required": ["a"],
+    },
+    "executeIn": "client",
+}
 
 
 # --- what is fatal to one of them -------------------------------------------------------------
@@ -51,21 +59,16 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required"
 
 def check(frame: dict[str, Any]) -> None:
     """Fail on what one of the three SDKs would hang on, drop, or die of."""
-    assert frame["type"] in MESSAGES | {"control", "tool_call", "pong"}, "nothing wrapped or unknown"
+    assert frame["type"] in MESSAGES | {"control", "tool_call", "pong"}, (
+        "nothing wrapped or unknown"
+    )
     if frame["type"] in MESSAGES:
         assert "payload" not in frame
         for name in ("uuid", "session_id"):
             assert isinstance(frame[name], str)
             assert frame[name]
-    checks: dict[str, Callable[[dict[str, Any]], None]] = {
-        "control": _check_control,
-        "system": _check_system,
-        "assistant": _check_assistant,
-        "user": _check_user,
-        "result": _check_result,
-        "tool_call": _check_tool_call,
-    }
-    checks.get(frame["type"], lambda _frame: None)(frame)
+    if more := _CHECKS.get(frame["type"]):
+        more(frame)
 
 
 def _check_control(frame: dict[str, Any]) -> None:
@@ -119,6 +122,16 @@ def _check_tool_call(frame: dict[str, Any]) -> None:
     assert not call["toolName"].startswith("mcp__")
 
 
+_CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
+    "control": _check_control,
+    "system": _check_system,
+    "assistant": _check_assistant,
+    "user": _check_user,
+    "result": _check_result,
+    "tool_call": _check_tool_call,
+}
+
+
 # --- the three SDKs ---------------------------------------------------------------------------
 
 
@@ -140,11 +153,16 @@ class Sdk:
     async def send(self, frame: dict[str, Any]) -> None:
         await self.socket.send(json.dumps(frame))
 
-    async def receive(self) -> dict[str, Any]:
-        """Wait for the next frame; the very first has to be `ready`."""
+    async def receive_unchecked(self) -> dict[str, Any]:
+        """Wait for the next frame, whatever it is."""
         async with asyncio.timeout(WAIT_SECONDS):
             frame = json.loads(await self.socket.recv())
         assert isinstance(frame, dict)
+        return frame
+
+    async def receive(self) -> dict[str, Any]:
+        """Wait for the next frame; the very first has to be `ready`."""
+        frame = await self.receive_unchecked()
         check(frame)
         if self.first:
             assert frame == {"type": "control", "payload": {"action": "ready"}}
@@ -205,12 +223,7 @@ class Sdk:
         return {"action": "close"}
 
     def tool(self, name: str) -> dict[str, Any]:
-        return {
-            "name": name,
-            "description": "A tool",
-            "inputSchema": SCHEMA,
-            "executeIn": "client",
-        }
+        return {**ADD, "name": name}
 
     def tool_result(self, text: str, *, is_error: bool = False) -> Any:
         return {"content": [{"type": "text", "text": text}], "isError": is_error}
@@ -361,7 +374,9 @@ async def test_a_failed_handler_is_an_error_for_the_model_and_not_for_the_turn(
 ) -> None:
     async with sdk(server.url, token) as client:
         await client.start(mcpServers=servers(client.tool("add")))
-        await client.ask(script({"tools": [{"name": "add", "input": {"a": 1}}]}, {"text": "so be it"}))
+        await client.ask(
+            script({"tools": [{"name": "add", "input": {"a": 1}}]}, {"text": "so be it"})
+        )
         call = await client.until("tool_call")
         await client.answer(call, "Tool execution error: no", is_error=True)
         (block,) = tool_results(await client.until("user"))
@@ -439,11 +454,11 @@ async def test_extra_keys_are_tolerated_in_every_frame(
     async with sdk(server.url, token) as client:
         tool = {**client.tool("add"), **extra}
         served = [{**server, **extra} for server in servers(tool)]
-        await client.send(
-            {**extra, "type": "init", "payload": {**extra, "mcpServers": served}}
-        )
+        await client.send({**extra, "type": "init", "payload": {**extra, "mcpServers": served}})
         await client.receive()
-        user = client.user(script({"tools": [{"name": "add", "input": {"a": 1}}]}, {"text": "done"}))
+        user = client.user(
+            script({"tools": [{"name": "add", "input": {"a": 1}}]}, {"text": "done"})
+        )
         await client.send({**user, **extra, "message": {**user["message"], **extra}})
         call = await client.until("tool_call")
         await client.send({**extra, "type": "ping", "payload": {**extra, "timestamp": 5}})
@@ -520,21 +535,19 @@ async def test_a_message_sent_before_ready_is_read_is_answered(
 # --- failures ---------------------------------------------------------------------------------
 
 BROKEN = {"status": 400, "type": "invalid_request_error", "message": "Broken."}
-FAILURES: dict[str, tuple[dict[str, Any], list[dict[str, Any]] | None, str]] = {
-    "max turns": ({"maxTurns": 1}, [{"tools": [{"name": "nothing"}]}], "error_max_turns"),
-    "an error of the model": ({}, [{"error": BROKEN}], "error_during_execution"),
+FAILURES: dict[str, tuple[dict[str, Any], list[dict[str, Any]] | None]] = {
+    "an error of the model": ({}, [{"error": BROKEN}]),
     "an error after some text": (
         {"includePartialMessages": True},
         [{"text": ["a", "b", "c"], "cut_after_chunks": 1}],
-        "error_during_execution",
     ),
-    "a script that is none": ({}, [{"no such key": 1}], "error_during_execution"),
-    "an unknown model": ({"model": "no-such-model"}, [{"text": "x"}], "error_during_execution"),
-    "an empty message": ({}, None, "error_during_execution"),
-    "an option that cannot be honoured": (
-        {"tools": ["Bash"]},
+    "a script that is none": ({}, [{"no such key": 1}]),
+    "an unknown model": ({"model": "no-such-model"}, [{"text": "x"}]),
+    "an empty message": ({}, None),
+    "an option that cannot be honoured": ({"tools": ["Bash"]}, [{"text": "x"}]),
+    "two tools of one name": (
+        {"mcpServers": [{"name": n, "tools": [ADD]} for n in "ab"]},
         [{"text": "x"}],
-        "error_during_execution",
     ),
 }
 
@@ -545,16 +558,30 @@ async def test_every_failure_is_one_result_that_all_survive(
     sdk: Open,
     token: str,
     script: Callable[..., str],
-    failure: tuple[dict[str, Any], list[dict[str, Any]] | None, str],
+    failure: tuple[dict[str, Any], list[dict[str, Any]] | None],
 ) -> None:
-    options, steps, subtype = failure
+    options, steps = failure
     async with sdk(server.url, token) as client:
         await client.start(**options)
-        for _ in range(2):
-            await client.ask("  " if steps is None else script(*steps))
+        for attempt in ("First.", "Second."):
+            await client.ask("  " if steps is None else script(*steps, text=attempt))
             result = await client.result()
-            assert result["subtype"] == subtype
-            assert result["result"] == result["errors"][0] != ""
+            assert result["subtype"] == "error_during_execution"
+            assert result["errors"] == [result["result"]]
+            assert result["result"].endswith(".")
+
+
+async def test_too_many_turns_are_told_by_their_own_subtype(
+    server: Server, sdk: Open, token: str, script: Callable[..., str]
+) -> None:
+    async with sdk(server.url, token) as client:
+        await client.start(mcpServers=servers(client.tool("add")), maxTurns=1)
+        await client.ask(script({"tools": [{"name": "add", "input": {"a": 1}}]}, {"text": "never"}))
+        await client.answer(await client.until("tool_call"), "2")
+        result = await client.result()
+    assert result["subtype"] == "error_max_turns"
+    assert result["num_turns"] == 1
+    assert result["errors"] == [result["result"]]
 
 
 async def test_a_turn_that_failed_leaves_the_session_usable(
@@ -591,11 +618,13 @@ async def test_a_bad_token_is_told_by_the_first_frame_and_a_close(
     server: Server, sdk: Open
 ) -> None:
     async with sdk(server.url, "no.such.token") as client:
-        await client.send({"type": "init", "payload": client.options({})})
-        async with asyncio.timeout(WAIT_SECONDS):
-            error = json.loads(await client.socket.recv())
-            with pytest.raises(ConnectionClosed):
-                await client.socket.recv()
+        try:
+            await client.send({"type": "init", "payload": client.options({})})
+        except ConnectionClosed:
+            pass  # the server may have closed already; what it said is there all the same
+        error = await client.receive_unchecked()
+        with pytest.raises(ConnectionClosed):
+            await client.receive_unchecked()
     assert error["type"] == "error"
     assert error["payload"]["code"] == "AUTHENTICATION_ERROR"
     assert isinstance(error["payload"]["message"], str)
@@ -625,13 +654,103 @@ class Narrow:
 def narrow(chucky_command: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Narrow]:
     directory = tmp_path_factory.mktemp("narrow")
     limits = {"CHUCKY_TOOL_TIMEOUT_SECONDS": "0.5", "CHUCKY_MAX_SESSIONS_PER_USER": "1"}
-    with subprocess.Popen(
-        [chucky_command, "serve", "--port", "0", "--db", str(directory / "chucky.db")],
-        cwd=directory,
-        env={**os.environ, **limits, "PYTHONUNBUFFERED": "1"},
-        stdin=subprocess.DEVNULL,
-        stdout=(directory / "log").open("w"),
-        stderr=subprocess.STDOUT,
-    ) as process:
-        ...
-    yield Narrow("", "", "")
+    db = ["--db", str(directory / "chucky.db")]
+    with (
+        (directory / "log").open("w") as log,
+        subprocess.Popen(
+            [chucky_command, "serve", "--port", "0", *db],
+            cwd=directory,
+            env={**os.environ, **limits},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        ) as process,
+    ):
+        try:
+            assert process.stdout
+            address = re.search(r"127\.0\.0\.1:\d+", process.stdout.readline())
+            assert address, (directory / "log").read_text()
+            created = subprocess.run(
+                [chucky_command, "projects", "create", "narrow", "--json", *db],
+                cwd=directory,
+                check=True,
+                capture_output=True,
+                timeout=START_SECONDS,
+            )
+            project = json.loads(created.stdout)
+            yield Narrow(f"ws://{address[0]}/ws", project["projectId"], project["hmacKey"])
+        finally:
+            process.terminate()
+            try:
+                process.wait(START_SECONDS)
+            finally:
+                process.kill()
+
+
+async def take_a_seat(sdk: Open, url: str, token: str) -> None:
+    """Connect until the server has room; it learns of an end no later than its client."""
+    async with asyncio.timeout(WAIT_SECONDS):
+        while True:
+            async with sdk(url, token) as client:
+                frame = await client.receive_unchecked()
+                if frame["type"] == "control":
+                    return
+                assert frame["payload"]["code"] == "CONCURRENCY_LIMIT"
+
+
+async def test_a_tool_that_never_answers_is_an_error_for_the_model(
+    narrow: Narrow, sdk: Open, script: Callable[..., str]
+) -> None:
+    async with sdk(narrow.url, narrow.token("forgetful")) as client:
+        await client.start(mcpServers=servers(client.tool("add")))
+        calls = [{"name": "add", "input": {"a": n}} for n in (1, 2)]
+        await client.ask(script({"tools": calls}, {"text": "went on"}))
+        late = await client.until("tool_call")
+        await client.answer(await client.until("tool_call"), "in time")
+        blocks = tool_results(await client.until("user"))
+        texts = sorted(block["content"][0]["text"] for block in blocks)
+        assert texts == ["The tool 'add' did not answer within 0.5 s.", "in time"]
+        assert sum(block.get("is_error", False) for block in blocks) == 1
+        assert (await client.result())["result"] == "went on"
+
+        await client.answer(late, "too late")
+        await client.ask("What is 2 + 2?")
+        assert (await client.result())["result"] == "2 + 2 = 4."
+
+
+@pytest.mark.parametrize("how", ["close", "cut"])
+@pytest.mark.parametrize("when", ["before a turn", "in a turn", "in a tool call", "after a turn"])
+async def test_the_end_of_a_socket_frees_the_users_seat(
+    narrow: Narrow, sdk: Open, script: Callable[..., str], when: str, how: str
+) -> None:
+    token = narrow.token(str(uuid.uuid4()))
+    async with sdk(narrow.url, token) as client:
+        await client.start(mcpServers=servers(client.tool("add")))
+        if when == "in a turn":
+            await client.ask(script({"text": "never", "delay_ms": 60_000}))
+            await client.until("system")
+        elif when == "in a tool call":
+            await client.ask(script({"tools": [{"name": "add", "input": {"a": 1}}]}))
+            await client.until("tool_call")
+        elif when == "after a turn":
+            await client.ask("What is 2 + 2?")
+            await client.result()
+        if how == "close":
+            await client.close()
+        else:
+            client.socket.transport.abort()
+    await take_a_seat(sdk, narrow.url, token)
+
+
+async def test_a_second_session_is_refused_by_the_first_frame(narrow: Narrow, sdk: Open) -> None:
+    token = narrow.token(str(uuid.uuid4()))
+    async with sdk(narrow.url, token) as client:
+        await client.start()
+        async with sdk(narrow.url, token) as other:
+            error = await other.receive_unchecked()
+        assert error["type"] == "error"
+        assert error["payload"]["code"] == "CONCURRENCY_LIMIT"
+        assert isinstance(error["payload"]["message"], str)
+        await client.ask("What is 2 + 2?")
+        assert (await client.result())["subtype"] == "success"

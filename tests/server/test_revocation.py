@@ -6,8 +6,10 @@ import asyncio
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from chucky import create_budget, create_token
@@ -108,3 +110,21 @@ async def test_stopping_the_server_ends_turns_with_a_result(
             await running.aclose()
             _code, frames = await client.closed()
     assert [frame["error"]["reason"] for frame in frames] == ["server_stopping"]
+
+
+async def test_without_its_database_the_server_is_not_healthy(
+    start_server: Any, tmp_path: Path
+) -> None:
+    db = tmp_path / "chucky.db"
+    async with (
+        asyncio.timeout(WAIT_SECONDS),
+        start_server() as server,
+        httpx2.AsyncClient(base_url=server.url.replace("ws", "http", 1).removesuffix("/ws")) as web,
+    ):
+        assert (await web.get("/healthz")).status_code == 200
+        await asyncio.to_thread(db.rename, tmp_path / "away")
+        while (await web.get("/healthz")).status_code == 200:
+            pass
+        await asyncio.to_thread((tmp_path / "away").rename, db)
+        while (await web.get("/healthz")).status_code == 503:
+            pass

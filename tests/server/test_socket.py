@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 TOOL = {
     "name": "add",
@@ -473,6 +473,13 @@ async def test_more_sessions_than_allowed_are_refused_by_name(server: Any, dial:
         leave.set()
     assert frames[0]["payload"]["code"] == "CONCURRENCY_LIMIT"
     assert frames[0]["payload"]["details"]["reason"] == "concurrent_limit_reached"
+
+
+async def test_a_wrong_path_is_not_found_and_no_matter_of_the_token(server: Any, dial: Any) -> None:
+    with pytest.raises(InvalidStatus) as caught:
+        async with dial(server.url.replace("/ws", "/nope"), header=server.token()):
+            pass
+    assert caught.value.response.status_code == 404
 
 
 def test_healthz_says_that_the_server_is_ready(server: Any) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -29,18 +29,26 @@ _FORMAT_PATTERNS = {
 }
 
 
-def conforms(root: Schema, value: Any, schema: Schema | None = None) -> bool:
+def conforms(
+    root: Schema,
+    value: Any,
+    schema: Schema | None = None,
+    *,
+    passed_over: frozenset[str] = frozenset(),
+) -> bool:
     """Tell whether a value conforms to a schema.
 
     Args:
         root: The whole schema, well-formed; references are looked up in it.
         value: A JSON value.
         schema: The part of ``root`` to check against; all of it if ``None``.
+        passed_over: Keywords that are not supported, and not to be complained of.
 
     Raises:
         SchemaUnsupported: The schema uses a keyword that is not supported, or is too complex.
     """
-    return _Checker(root).conforms(value, root if schema is None else schema, 0)
+    checker = _Checker(root, UNSUPPORTED - passed_over)
+    return checker.conforms(value, root if schema is None else schema, 0)
 
 
 def is_kind(value: Any, kind: str) -> bool:
@@ -63,8 +71,9 @@ def is_kind(value: Any, kind: str) -> bool:
 
 
 class _Checker:
-    def __init__(self, root: Schema) -> None:
+    def __init__(self, root: Schema, refused: frozenset[str]) -> None:
         self._root = root
+        self._refused = refused
         self._steps_left = MAX_STEPS
 
     def conforms(self, value: Any, schema: Schema, level: int) -> bool:
@@ -76,7 +85,7 @@ class _Checker:
         if "$ref" in schema:
             return self.conforms(value, resolve(self._root, schema), level + 1)
         for keyword, argument in schema.items():
-            if keyword in UNSUPPORTED:
+            if keyword in self._refused:
                 raise SchemaUnsupported(f"the keyword {keyword!r} is not supported offline")
             if isinstance(argument, list):
                 self._steps_left -= len(argument) // 8
@@ -86,14 +95,14 @@ class _Checker:
         return all(part(value, schema, level + 1) for part in parts)
 
     def _alternatives(self, value: Any, schema: dict[str, Any], level: int) -> bool:
-        def fitting(keyword: str) -> int:
-            return sum(self.conforms(value, each, level) for each in schema[keyword])
+        def fitting(keyword: str) -> Iterator[bool]:
+            return (self.conforms(value, each, level) for each in schema[keyword])
 
-        if "allOf" in schema and fitting("allOf") < len(schema["allOf"]):
+        if "allOf" in schema and not all(fitting("allOf")):
             return False
-        if "anyOf" in schema and fitting("anyOf") == 0:
+        if "anyOf" in schema and not any(fitting("anyOf")):
             return False
-        return "oneOf" not in schema or fitting("oneOf") == 1
+        return "oneOf" not in schema or sum(fitting("oneOf")) == 1
 
     def _in_array(self, value: Any, schema: dict[str, Any], level: int) -> bool:
         if not isinstance(value, list):

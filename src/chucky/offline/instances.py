@@ -84,9 +84,12 @@ def find_arguments(schema: dict[str, Any], text: str) -> dict[str, Any] | None:
         check_schema(schema)
         finder = ValueFinder(text, property_names(schema), schema)
         arguments = _find_arguments(schema, finder)
-        return arguments if arguments is not None and conforms(schema, arguments) else None
+        # What is passed over, the tool checks itself.
+        if arguments is not None and conforms(schema, arguments, passed_over=UNSUPPORTED):
+            return arguments
     except SchemaUnsupported:
-        return None
+        pass  # a tool that cannot be understood is one whose arguments cannot be found
+    return None
 
 
 def _find_arguments(schema: dict[str, Any], finder: ValueFinder) -> dict[str, Any] | None:
@@ -136,7 +139,7 @@ class _Builder:
         for keyword in UNSUPPORTED & set(schema):
             raise SchemaUnsupported(f"the keyword {keyword!r} is not supported offline")
         if "allOf" in schema:
-            return self.build(self._joined(schema, level), name, level + 1)
+            return self.build(self._joined(schema), name, level + 1)
         for keyword in ("anyOf", "oneOf"):
             if keyword in schema:
                 return self._alternative(schema, keyword, name, level)
@@ -159,7 +162,7 @@ class _Builder:
                 reason = refusal
         raise reason
 
-    def _joined(self, schema: dict[str, Any], level: int) -> dict[str, Any]:
+    def _joined(self, schema: dict[str, Any]) -> dict[str, Any]:
         """Join all parts of an ``allOf``; where they contradict each other the check will tell."""
         joined = {key: value for key, value in schema.items() if key != "allOf"}
         for part in schema["allOf"]:
@@ -189,10 +192,8 @@ class _Builder:
         if "enum" in schema:
             return self._first_allowed(schema)
         wanted = kinds(schema)
-        kind = next((each for each in wanted if each != "null"), "null")
+        kind = "null" if "null" in wanted else next(iter(wanted), "null")
         match kind:
-            case _ if "null" in wanted:
-                return None
             case "object":
                 return self._object(schema, level)
             case "array":

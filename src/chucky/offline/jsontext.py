@@ -35,7 +35,8 @@ def read_json(data: bytes) -> Any:
         raise ValueError(f"{error.msg}, at line {error.lineno} column {error.colno}") from None
     except RecursionError:
         raise ValueError(f"nested deeper than {MAX_DEPTH} levels") from None
-    _check_depth(value)
+    if data.count(b"[") + data.count(b"{") > MAX_DEPTH:
+        _check_depth(value)
     if _ESCAPED_SURROGATE.search(data):
         _check_surrogates(value)
     return value

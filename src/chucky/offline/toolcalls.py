@@ -128,7 +128,7 @@ def _calls(
     used = {word for fit in fits if fit.tool.name in called for word in fit.words}
     calls: list[ToolUse] = []
     for fit in sorted(fits, key=lambda each: (-each.share, -len(each.words))):
-        if fit.words & used or fit.tool.name in called or fit.tool.input_schema is None:
+        if fit.words & used or fit.tool.input_schema is None:
             continue
         arguments = find_arguments(fit.tool.input_schema, conversation.prompt)
         if arguments is not None:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from chucky.offline import arithmetic
 from chucky.offline.conformity import conforms
-from chucky.offline.schemas import Schema, SchemaUnsupported, kinds, resolve
+from chucky.offline.schemas import UNSUPPORTED, Schema, SchemaUnsupported, kinds, resolve
 
 MAX_TEXT = 4_000
 MAX_NAMES = 200
@@ -145,9 +145,8 @@ class ValueFinder:
         return MISSING
 
     def _fits(self, value: Any, schema: dict[str, Any]) -> bool:
-        checked = {key: value for key, value in schema.items() if key != "pattern"}
         try:
-            return conforms(self._root, value, checked)
+            return conforms(self._root, value, schema, passed_over=UNSUPPORTED)
         except SchemaUnsupported:
             return False
 

@@ -15,6 +15,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket
 
 from ..errors import AuthenticationError, ChuckyError, SessionError, ValidationError
 from . import auth
@@ -154,9 +155,10 @@ class Service:
         )
         return Starlette(
             routes=[
-                Route("/healthz", _health),
+                Route("/healthz", self._health),
                 Route("/ws", _not_a_websocket),
                 WebSocketRoute("/ws", edge.endpoint),
+                WebSocketRoute("/{path:path}", _wrong_path),
             ]
         )
 
@@ -186,6 +188,12 @@ class Service:
                 self._logged_notices.add(notice)
                 logger.warning("%s", notice)
         return grant
+
+    async def _health(self, _request: Request) -> Response:
+        """Whether tokens can be judged; the reason why not is for the log."""
+        if self._directory.failure is not None:
+            return JSONResponse({"status": "the database cannot be read"}, status_code=503)
+        return JSONResponse({"status": "ok"})
 
     def _recheck(self, identity: Identity) -> None:
         auth.check_again(identity, self._directory.lookup, self._clock().timestamp())
@@ -297,8 +305,9 @@ def _url(settings: Settings, listener: socket.socket) -> str:
     return f"{scheme}://{host}:{listener.getsockname()[1]}/ws"
 
 
-async def _health(_request: Request) -> Response:
-    return JSONResponse({"status": "ok"})
+async def _wrong_path(websocket: WebSocket) -> None:
+    # Without an answer of ours it would be 403, which reads as if the token were refused.
+    await websocket.send_denial_response(PlainTextResponse("Connect to /ws.\n", status_code=404))
 
 
 async def _not_a_websocket(_request: Request) -> Response:

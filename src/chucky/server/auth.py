@@ -34,7 +34,7 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
-from chucky import tokens
+from chucky import tokenform
 from chucky.errors import AuthenticationError, ValidationError
 from chucky.server.projects import Project, ProjectKey
 
@@ -131,7 +131,7 @@ class UnverifiedToken:
     """
 
     project_id: str
-    parts: tokens.TokenParts
+    parts: tokenform.TokenParts
 
 
 def authenticate(
@@ -170,22 +170,22 @@ def read_token(token: str) -> UnverifiedToken:
             "token_missing", "There is no token; ask the application for one and send it along."
         )
     try:
-        parts = tokens.read_token(token)
+        parts = tokenform.read_token(token)
     except ValidationError as error:
         raise _refusal("token_malformed", error.message) from None
-    if parts.header.get("alg") != tokens.ALGORITHM:
+    if parts.header.get("alg") != tokenform.ALGORITHM:
         raise _refusal(
             "token_algorithm",
-            f"The token is not signed with {tokens.ALGORITHM}, the only algorithm accepted; "
+            f"The token is not signed with {tokenform.ALGORITHM}, the only algorithm accepted; "
             "make tokens with create_token.",
         )
-    if fault := tokens.header_fault(parts.header):
+    if fault := tokenform.header_fault(parts.header):
         raise _refusal(
             "token_malformed",
             f"The token cannot be understood: {fault}; make tokens with create_token.",
         )
     project_id = parts.payload.get("iss")
-    if fault := tokens.identifier_fault(project_id):
+    if fault := tokenform.identifier_fault(project_id):
         raise _bad_claim(f"iss {fault}")
     return UnverifiedToken(str(project_id), parts)
 
@@ -213,7 +213,7 @@ def judge(
         raise _no_live_key()
     _require_enabled(project)
     claims = unverified.parts.payload
-    if fault := tokens.identifier_fault(claims.get("sub")):
+    if fault := tokenform.identifier_fault(claims.get("sub")):
         raise _bad_claim(f"sub {fault}")
     if "aud" in claims:
         raise _bad_claim("aud must be absent: the token is meant for another service")
@@ -282,7 +282,7 @@ def _signing_key(unverified: UnverifiedToken, project: Project | None) -> Projec
     known = project is not None and project.project_id == unverified.project_id
     keys = project.keys if project is not None and known else ()
     for key in keys or _NOBODYS_KEYS:
-        if tokens.signature_matches(unverified.parts, key.secret):
+        if tokenform.signature_matches(unverified.parts, key.secret):
             return key
     return None
 
@@ -306,7 +306,7 @@ def _lifetime(claims: Mapping[str, Any], now: float) -> tuple[float, float]:
 def _instant_claim(claims: Mapping[str, Any], name: str) -> float:
     # RFC 7519 allows fractions of a second.
     value = claims.get(name)
-    if not tokens.is_number(value) or not 0 <= value <= tokens.MAX_AMOUNT:
+    if not tokenform.is_number(value) or not 0 <= value <= tokenform.MAX_AMOUNT:
         raise _bad_claim(f"{name} must be a time as a number of seconds since 1970")
     return float(value)
 
@@ -317,13 +317,13 @@ def _budget(claims: Mapping[str, Any], *, allow_unbudgeted: bool) -> Budget | No
             return None
         raise _bad_claim("budget is missing")
     budget = claims["budget"]
-    if fault := tokens.budget_fault(budget):
+    if fault := tokenform.budget_fault(budget):
         raise _bad_claim(fault)
     return Budget(
         ai_micros=budget["ai"],
         compute_seconds=budget["compute"],
         window=budget["window"],
-        window_start=tokens.read_instant(budget.get("windowStart")),
+        window_start=tokenform.read_instant(budget.get("windowStart")),
     )
 
 
@@ -372,7 +372,7 @@ def _name_set(spelling: str, value: object) -> frozenset[str]:
 
 def _turn_limit(name: str, value: object) -> int:
     # Not isinstance: True is an int too.
-    if type(value) is not int or not 1 <= value <= tokens.MAX_AMOUNT:
+    if type(value) is not int or not 1 <= value <= tokenform.MAX_AMOUNT:
         raise _bad_claim(f"permissions.{name} must be a whole number, at least 1")
     return value
 

@@ -42,14 +42,21 @@ class ByName:
 
     @classmethod
     def of(cls, parameters: tuple[inspect.Parameter, ...]) -> ByName:
+        """Bind to these parameters of a handler."""
         named = tuple(parameter for parameter in parameters if parameter.kind not in VARIADIC)
         takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
         return cls(named, takes_any)
 
     def names(self) -> list[str]:
+        """Return the names a value may come by."""
         return [parameter.name for parameter in self.parameters]
 
     def pass_on(self, values: Mapping[str, Any]) -> BoundCall:
+        """Turn values by name into the arguments of a call.
+
+        Raises:
+            ArgumentsError: There is a value that no parameter takes.
+        """
         names = self.names()
         unknown = [name for name in values if name not in names]
         if unknown and not self.takes_any_name:

@@ -98,7 +98,8 @@ class Chucky:
             timeout: Seconds for connecting, and again for the server to be ready.
             keepalive_interval: Seconds between keep-alive pings. A server that stays silent for
                 two of them while an answer is awaited is given up.
-            allowed_tools: The only tools the model may use, by name.
+            allowed_tools: Tools the agent may use without asking, by name. Our own server's
+                engine never asks, and says that it ignores this.
             disallowed_tools: Tools the model may not use, by name.
             mcp_servers: Servers of tools, for all sessions; a mapping's keys name them.
             include_partial_messages: Also yield partial messages while the model writes.

@@ -25,7 +25,7 @@ from .jsontext import read_json
 # `init.payload.capabilities`, the server in `session_info.data.capabilities`.
 INTERRUPT = "interrupt"  # the client may send control `interrupt` during a turn
 ERROR_FRAMES = "error_frames"  # the server may send `error` frames between turns
-RESULT_DETAILS = "result_details"  # results carry `error`, `model` and `turn_cost_usd`
+RESULT_DETAILS = "result_details"  # results carry `error`, `model`, `stop_reason`, `turn_cost_usd`
 CAPABILITIES = (INTERRUPT, ERROR_FRAMES, RESULT_DETAILS)
 
 FLAT_MESSAGE_TYPES = frozenset({"system", "assistant", "user", "result", "stream_event"})

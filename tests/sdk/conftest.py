@@ -6,6 +6,7 @@ import asyncio
 import functools
 import inspect
 import json
+import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
@@ -24,6 +25,10 @@ TEST_SECONDS = 20.0
 SESSION_ID = "0d6b6f1e-6b5c-4a55-9a53-1f6f3c6a2b11"
 
 Frame = dict[str, Any]
+
+# Tests look at what the client logs; what the server's library has to say is no part of that.
+_silent = logging.getLogger("scripted server")
+_silent.setLevel(logging.ERROR)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -273,7 +278,8 @@ async def scripted_server(no_task_is_left: None) -> AsyncIterator[StartServer]:
 
     async def start(*scripts: Script, **options: Any) -> ScriptedServer:
         server = ScriptedServer(scripts)
-        options = {"compression": None, "max_size": None, "close_timeout": 1, **options}
+        usual = {"compression": None, "max_size": None, "close_timeout": 1, "logger": _silent}
+        options = {**usual, **options}
         listener = await serve(server.handle, "127.0.0.1", 0, **options)
         server.url = f"ws://127.0.0.1:{listener.sockets[0].getsockname()[1]}/ws"
         started.append((server, listener))

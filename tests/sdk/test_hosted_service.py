@@ -15,6 +15,7 @@ from websockets.http11 import Request, Response
 from chucky import (
     AuthenticationError,
     BudgetExceededError,
+    Chucky,
     ChuckyConnectionError,
     ChuckyError,
     ChuckyTimeoutError,
@@ -659,7 +660,5 @@ async def test_a_redirect_that_cannot_be_followed_does_not_show_the_token(
     assert server.token not in str(caught.value)
 
 
-def connect_to(url: str, timeout: float = 5.0) -> Any:
-    from chucky import Chucky
-
+def connect_to(url: str, timeout: float = 5.0) -> Chucky:
     return Chucky("a-token", url=url, timeout=timeout)

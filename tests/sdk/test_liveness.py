@@ -186,5 +186,5 @@ async def test_a_slow_reader_is_waited_for(scripted_server: StartServer) -> None
         await session.send("Hello")
         await texts(session.stream())
         await is_slow.wait()
-        await session.send("x" * 3 * MORE_THAN_BUFFERS)
+        await session.send("x" * 2 * MORE_THAN_BUFFERS)
         assert (await texts(session.stream()))[-1] == "Read at last."

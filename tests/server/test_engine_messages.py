@@ -393,6 +393,14 @@ async def test_an_answer_that_cannot_be_used_is_an_error_that_says_why(
     assert only["content"][0]["text"] == "again"
 
 
+async def test_an_answer_that_was_cut_off_says_so(
+    client: Chucky, script: Callable[..., str]
+) -> None:
+    result = await client.prompt(script({"text": "long", "usage": {"output_tokens": 999_999}}))
+    assert result.subtype == "success"
+    assert result.stop_reason == "max_tokens"
+
+
 async def test_a_message_without_text_is_an_empty_success(start_server: Any) -> None:
     async with (
         provider(Recorder(message())) as url,

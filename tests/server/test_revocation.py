@@ -108,7 +108,8 @@ async def test_stopping_the_server_ends_turns_with_a_result(
             await client.ask(script({"text": "never", "delay_ms": 60_000}))
             await client.receive_until("system")
             await running.aclose()
-            _code, frames = await client.closed()
+            code, frames = await client.closed()
+    assert code == 1012
     assert [frame["error"]["reason"] for frame in frames] == ["server_stopping"]
 
 

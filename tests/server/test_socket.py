@@ -75,6 +75,25 @@ async def test_a_bad_token_gets_its_reason_before_ready_and_a_close(
     assert "nonsense" not in json.dumps(error)
 
 
+async def test_a_sandbox_named_in_the_url_is_refused_like_one_in_init(
+    server: Any, dial: Any
+) -> None:
+    async with dial(f"{server.url}?vessel=v", header=server.token()) as client:
+        await client.send(type="init", payload={})
+        await client.ask("hi")
+        assert "'vessel'" in (await client.result())["result"]
+
+
+async def test_a_malformed_first_frame_is_named_whether_or_not_a_token_was_given(
+    server: Any, dial: Any
+) -> None:
+    async with dial(server.url) as client:
+        await client.socket.send("{")
+        code, frames = await client.closed()
+    assert code == 1002
+    assert [frame["payload"]["details"]["reason"] for frame in frames] == ["malformed_frame"]
+
+
 async def test_without_a_token_anything_but_init_is_refused(server: Any, dial: Any) -> None:
     async with dial(server.url) as client:
         await client.ask("hi")
@@ -346,7 +365,7 @@ async def test_extensions_travel_only_after_both_sides_named_them(server: Any, d
             await client.ask("hi")
             extra = set(await client.result()) - RESULT_KEYS
             assert bool(extra) is bool(capabilities)
-    assert extra == {"model", "turn_cost_usd"}
+    assert extra == {"model", "turn_cost_usd", "stop_reason"}
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from typing import Any
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ... import wire
-from ...errors import AuthenticationError, ChuckyError
+from ...errors import AuthenticationError, ChuckyError, SessionError
 from ..admission import Grant
 from ..auth import Identity
 from ..sessions.registry import Registry
@@ -33,6 +33,7 @@ STOP_SECONDS = 4.0
 NORMAL_CLOSURE = 1000
 PROTOCOL_VIOLATION = 1002
 POLICY_VIOLATION = 1008
+SERVICE_RESTART = 1012
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,9 @@ class WebSocketEdge:
             identity, options = await self._identify(websocket)
             session = socket.attach(identity)
             self._registry.add(socket)
+        except wire.FrameError as error:
+            await socket.refuse_frame(error)
+            return
         except ChuckyError as refusal:
             await socket.refuse(refusal)
             return
@@ -151,6 +155,11 @@ class _Socket:
         await self.send(wire.error_frame(str(error), code=error.code, reason=error.reason))
         await self._close(code)
 
+    async def refuse_frame(self, error: wire.FrameError) -> None:
+        """Name what is wrong with a frame, and close."""
+        error.code, error.reason = "VALIDATION_ERROR", "malformed_frame"
+        await self.refuse(error, PROTOCOL_VIOLATION)
+
     def stop(self, error: ChuckyError) -> None:
         """End the session from outside; see :class:`Attached`."""
         if self._tasks is not None:
@@ -188,8 +197,7 @@ class _Socket:
                     return
                 await self._handle(session, frame)
         except wire.FrameError as error:
-            error.code, error.reason = "VALIDATION_ERROR", "malformed_frame"
-            await self.refuse(error, PROTOCOL_VIOLATION)
+            await self.refuse_frame(error)
         except ChuckyError as error:
             await self.refuse(error)
         except WebSocketDisconnect:
@@ -215,6 +223,9 @@ class _Socket:
                 logger.info("session %s: ignored %.100r", session.session_id, frame)
 
     async def _begin(self, session: Session, options: Mapping[str, Any]) -> None:
+        # One SDK names its sandbox in the url; it is an option like any other.
+        if vessel := self._websocket.query_params.get("vessel"):
+            options = {"vessel": vessel, **options}
         named = options.get("capabilities")
         capabilities = frozenset(map(str, named)) if isinstance(named, list) else frozenset()
         await session.begin(self._doorkeeper.admit(session.identity, options), capabilities)
@@ -230,7 +241,8 @@ class _Socket:
         except TimeoutError:
             pass  # the client does not take its result; it is closed all the same
         tell = not was_busy and self._session.named(wire.ERROR_FRAMES)
-        await self._end(error if tell else None, POLICY_VIOLATION)
+        code = SERVICE_RESTART if isinstance(error, SessionError) else POLICY_VIOLATION
+        await self._end(error if tell else None, code)
 
     async def _end(self, error: ChuckyError | None, code: int) -> None:
         if error is not None:

@@ -63,6 +63,20 @@ class ToolOutcome:
     is_error: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """How a turn ended.
+
+    Attributes:
+        text: The final text.
+        stop_reason: Why the model stopped, in the words of the Messages API (``end_turn``,
+            ``max_tokens`` when it was cut off, …); None if it did not say.
+    """
+
+    text: str
+    stop_reason: str | None = None
+
+
 class Turn(Protocol):
     """One turn, seen from an engine."""
 
@@ -87,8 +101,8 @@ class Turn(Protocol):
 class Conversation(Protocol):
     """An engine's side of one session: what the model has seen so far."""
 
-    async def answer(self, content: Content, turn: Turn) -> str:
-        """Answer one user message and return the final text.
+    async def answer(self, content: Content, turn: Turn) -> Answer:
+        """Answer one user message.
 
         Cancelling it interrupts the turn; the conversation must be usable afterwards.
 

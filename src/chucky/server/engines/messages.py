@@ -10,7 +10,7 @@ from typing import Any
 from ...errors import ChuckyError
 from ..model.gate import Gate
 from ..model.upstream import UpstreamError
-from .base import Content, SessionSpec, ToolOutcome, ToolSpec, Turn
+from .base import Answer, Content, SessionSpec, ToolOutcome, ToolSpec, Turn
 from .reply import Reply
 
 # What is asked for when nothing else limits an answer.
@@ -56,7 +56,7 @@ class MessagesConversation:
         self._tools = {tool.visible_name: tool for tool in spec.tools}
         self._history: list[dict[str, Any]] = []
 
-    async def answer(self, content: Content, turn: Turn) -> str:
+    async def answer(self, content: Content, turn: Turn) -> Answer:
         """Answer one user message; see :class:`~chucky.server.engines.base.Conversation`.
 
         A turn that fails before the model said anything, or because the provider rejects the
@@ -73,13 +73,13 @@ class MessagesConversation:
                 del self._history[before:]
             raise
 
-    async def _loop(self, turn: Turn) -> str:
+    async def _loop(self, turn: Turn) -> Answer:
         limit = self._spec.max_turns or MAX_CALLS_PER_TURN
         for _ in range(limit):
             reply = await self._call_model(turn)
             calls = reply.tool_uses()
             if not calls:
-                return reply.text()
+                return Answer(reply.text(), reply.stop_reason)
             await self._run_tools(calls, turn)
         raise ChuckyError(
             f"The answer was not finished after max_turns ({limit}) calls of the model; allow "

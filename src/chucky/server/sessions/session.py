@@ -15,7 +15,7 @@ from ... import wire
 from ...errors import ChuckyError, ValidationError
 from ..admission import Grant
 from ..auth import Identity
-from ..engines.base import Content, Conversation, Engine, SessionSpec
+from ..engines.base import Answer, Content, Conversation, Engine, SessionSpec
 from ..model.meter import Meter
 from ..model.pricing import nanos_to_dollars
 from .toolcalls import ToolCalls
@@ -175,7 +175,7 @@ class Session:
         turn = self._turn = RunningTurn(
             self.session_id, user_input.form, self._outbox, self._tool_calls
         )
-        outcome: str | ChuckyError
+        outcome: Answer | ChuckyError
         try:
             outcome = await turn.run(
                 self._answer(user_input.content, turn),
@@ -196,7 +196,7 @@ class Session:
         self._turn = None
         await turn.emit(self._result(turn, outcome))
 
-    async def _answer(self, content: Content, turn: RunningTurn) -> str:
+    async def _answer(self, content: Content, turn: RunningTurn) -> Answer:
         grant, conversation = self._grant, self._conversation
         if isinstance(grant, ChuckyError):
             raise grant
@@ -221,7 +221,7 @@ class Session:
             caller=f"user_{hashlib.sha256(user).hexdigest()}_session_{self.session_id}",
         )
 
-    def _result(self, turn: RunningTurn, outcome: str | ChuckyError) -> dict[str, Any]:
+    def _result(self, turn: RunningTurn, outcome: Answer | ChuckyError) -> dict[str, Any]:
         usage = turn.meter.usage
         result: dict[str, Any] = {
             "type": "result",
@@ -230,7 +230,7 @@ class Session:
             "duration_ms": turn.duration_ms,
             "duration_api_ms": turn.meter.api_ms,
             "num_turns": self._total.calls,
-            "result": str(outcome),
+            "result": outcome.text if isinstance(outcome, Answer) else str(outcome),
             "total_cost_usd": nanos_to_dollars(self._total.cost_nanos),
             "usage": {
                 "input_tokens": usage.input_tokens,
@@ -246,11 +246,13 @@ class Session:
             result |= self._details(turn, outcome)
         return result
 
-    def _details(self, turn: RunningTurn, outcome: str | ChuckyError) -> dict[str, Any]:
+    def _details(self, turn: RunningTurn, outcome: Answer | ChuckyError) -> dict[str, Any]:
         details: dict[str, Any] = {"turn_cost_usd": nanos_to_dollars(turn.meter.cost_nanos)}
         if isinstance(self._grant, Grant):
             details["model"] = self._grant.model.id
-        if isinstance(outcome, ChuckyError):
+        if isinstance(outcome, Answer):
+            details["stop_reason"] = outcome.stop_reason
+        else:
             details["error"] = {
                 **outcome.details,
                 "code": outcome.code,
@@ -260,9 +262,9 @@ class Session:
         return details
 
 
-def _subtype(outcome: str | ChuckyError) -> str:
+def _subtype(outcome: Answer | ChuckyError) -> str:
     """The subtype, out of the three that every published client survives."""
-    if isinstance(outcome, str):
+    if isinstance(outcome, Answer):
         return "success"
     return "error_max_turns" if outcome.code == "MAX_TURNS" else "error_during_execution"
 

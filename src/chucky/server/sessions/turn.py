@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from ... import wire
 from ...errors import ChuckyError
-from ..engines.base import ToolOutcome, ToolSpec
+from ..engines.base import Answer, ToolOutcome, ToolSpec
 from ..model.meter import Meter
 from .toolcalls import ToolCalls
 
@@ -48,7 +48,7 @@ class RunningTurn:
         """Milliseconds since the turn began."""
         return (time.monotonic_ns() - self._started_at) // 1_000_000
 
-    async def run(self, answering: Awaitable[str], *, timeout_seconds: float) -> str:
+    async def run(self, answering: Awaitable[Answer], *, timeout_seconds: float) -> Answer:
         """Wait for the answer, for as long as it may take and until it is interrupted.
 
         Raises:

@@ -221,10 +221,12 @@ def _running(command: list[str], directory: Path) -> Iterator[str]:
             pytest.fail(f"{command} did not start; it said:\n{''.join(said)}", pytrace=False)
         yield address
     finally:
-        _stop(process)
-        reader.join(STOP_SECONDS)
-        if process.stdout:
-            process.stdout.close()
+        try:
+            _stop(process)
+        finally:
+            reader.join(STOP_SECONDS)
+            if process.stdout:
+                process.stdout.close()
 
 
 def _read_output(

@@ -1,4 +1,4 @@
-"""Reading JSON that a stranger wrote, so that nothing can blow up on it later.
+"""JSON text: reading what a stranger wrote, so that nothing can blow up on it later; writing.
 
 ``json.loads`` alone lets in what cannot be written, stored or walked again: NaN, infinities
 (``1e999``), halves of surrogate pairs, nesting as deep as the stack.
@@ -51,6 +51,15 @@ def read_json(text: str | bytes, *, max_depth: int = MAX_DEPTH, unique_names: bo
     if _ESCAPED_SURROGATE.search(text):
         _check_surrogates(value)
     return value
+
+
+def write_json(value: Any) -> str:
+    """Write a value as compact JSON text.
+
+    Raises:
+        TypeError, ValueError: The value is not JSON.
+    """
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def _refuse_constant(name: str) -> NoReturn:

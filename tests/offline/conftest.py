@@ -45,10 +45,7 @@ def base_url() -> Iterator[str]:
 async def http(base_url: str) -> AsyncIterator[httpx2.AsyncClient]:
     """Plain HTTP, for what the official client would not send or not show."""
     # Not to load the machine's certificates for each test saves most of its time.
-    async with (
-        httpx2.AsyncClient(base_url=base_url, timeout=20, verify=False) as http,
-        asyncio.timeout(30),
-    ):
+    async with httpx2.AsyncClient(base_url=base_url, timeout=20, verify=False) as http:
         yield http
 
 
@@ -56,7 +53,9 @@ async def http(base_url: str) -> AsyncIterator[httpx2.AsyncClient]:
 def client(base_url: str, http: httpx2.AsyncClient) -> AsyncAnthropic:
     """The official client; it does not retry, so that a test sees each failure."""
     key = secrets.token_hex(16)
-    return AsyncAnthropic(base_url=base_url, api_key=key, max_retries=0, http_client=http)
+    return AsyncAnthropic(
+        base_url=base_url, api_key=key, max_retries=0, http_client=http, timeout=20
+    )
 
 
 @pytest.fixture
@@ -64,6 +63,7 @@ def script() -> Callable[..., str]:
     """Make a message that carries a script; each is a turn of its own to the model."""
 
     def make(*steps: dict[str, Any]) -> str:
-        return f"Test {secrets.token_hex(8)}.\n```offline\n{json.dumps(steps)}\n```"
+        source = json.dumps(steps, ensure_ascii=False)
+        return f"Test {secrets.token_hex(8)}.\n```offline\n{source}\n```"
 
     return make

@@ -374,7 +374,7 @@ async def test_interleaved_thinking_may_think_more_than_it_says(http: httpx2.Asy
         (b'{"model": ', "Expecting value"),
         (b"\xff", "not UTF-8 at byte 0"),
         (b'{"max_tokens": NaN}', "NaN is not a JSON value"),
-        (b'{"max_tokens": 1e999}', "1e999 is too large a number"),
+        (b'{"max_tokens": 1e999}', "a number is too large"),
         (b'{"model": "\\ud800"}', "half of a surrogate pair"),
         (b"[" * 101 + b"]" * 101, "nested deeper than 100 levels"),
         (b"[" * 200_000, "nested deeper than 100 levels"),

@@ -519,11 +519,14 @@ async def test_chunks_before_a_delay_arrive_before_it(
 async def test_delays_of_all_chunks_together_are_limited(
     client: AsyncAnthropic, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # One by one, the waits would take longer than the client of this test is given.
+    # One by one, the waits would take longer than this test is given.
     monkeypatch.setattr("chucky.offline.delivery.MAX_DELAY_MS", 200)
     told = script({"text": ["a"] * 200, "delay_ms": 600_000, "chunk_delay_ms": 600_000})
 
-    assert [event.type for event in await events_of(client, told)][-1] == "message_stop"
+    async with asyncio.timeout(20):
+        events = await events_of(client, told)
+
+    assert events[-1].type == "message_stop"
 
 
 # --- finding and reading a script -----------------------------------------------------------------
@@ -532,6 +535,7 @@ async def test_delays_of_all_chunks_together_are_limited(
 async def test_a_script_is_found_among_other_blocks(ask: Ask) -> None:
     text = (
         "Look:\n```python\nprint('```offline')\n```\n"
+        "```x``` is code.\n"
         '  ````  offline\n  [{"text": "found ```"}]\n````\nThanks'
     )
 

@@ -92,6 +92,21 @@ async def test_a_client_that_goes_away_ends_the_wait(caplog: pytest.LogCaptureFi
     assert [record.message for record in caplog.records if record.levelno > logging.INFO] == []
 
 
+async def test_a_client_that_goes_away_while_it_asks_is_no_fault(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with running() as (_, http):
+        before = asyncio.all_tasks()
+        _, writer = await asyncio.open_connection(http.base_url.host, http.base_url.port)
+        writer.write(b"POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        while not (asking := asyncio.all_tasks() - before):
+            await http.get("/healthz")
+
+        writer.close()
+        await asyncio.wait(asking)
+    assert [record.message for record in caplog.records if record.levelno > logging.INFO] == []
+
+
 async def test_a_dropped_connection_is_no_fault_in_the_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

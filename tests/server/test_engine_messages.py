@@ -19,8 +19,8 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from chucky import Chucky, tool
+from chucky.listener import Listener
 from chucky.options import DEFAULT_MODEL
-from chucky.server.app import EmbeddedServer
 from chucky.session import Session
 
 WAIT_SECONDS = 20
@@ -298,7 +298,7 @@ class Recorder:
 async def provider(recorder: Recorder) -> AsyncIterator[str]:
     app = Starlette(routes=[Route("/{path:path}", recorder.answer, methods=["POST"])])
     started = asyncio.Event()
-    web = EmbeddedServer(app, on_started=started.set)
+    web = Listener(app, started.set)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         task = asyncio.create_task(web.serve([listener]))
         async with asyncio.timeout(WAIT_SECONDS):

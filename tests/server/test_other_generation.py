@@ -293,7 +293,12 @@ def sdk(request: pytest.FixtureRequest) -> Open:
     @asynccontextmanager
     async def open_socket(url: str, token: str) -> AsyncIterator[Sdk]:
         target = f"{url}?{urlencode({'token': token, **kind.query})}"
-        async with connect(target, origin=kind.origin, compression=None) as socket:  # type: ignore[arg-type]
+        async with connect(
+            target,
+            origin=kind.origin,  # type: ignore[arg-type]
+            compression=None,
+            max_size=None,
+        ) as socket:
             yield kind(socket)
 
     return open_socket
@@ -367,6 +372,19 @@ async def test_calls_answered_one_at_a_time_belong_to_their_calls(
         (returned,) = (frame for frame in client.received if frame["type"] == "user")
     texts = [block["content"][0]["text"] for block in tool_results(returned)]
     assert texts == ["got 1", "got 2", "got 3"]
+
+
+async def test_a_large_tool_result_comes_back_whole(
+    server: Server, sdk: Open, token: str, script: Callable[..., str]
+) -> None:
+    text = "x" * 2_000_000  # more than clients of the wrapped form can take in one frame
+    async with sdk(server.url, token) as client:
+        await client.start(mcpServers=servers(client.tool("add")))
+        await client.ask(script({"tools": [{"name": "add", "input": {"a": 1}}]}, {"text": "done"}))
+        await client.answer(await client.until("tool_call"), text)
+        (block,) = tool_results(await client.until("user"))
+        assert block["content"] == [{"type": "text", "text": text}]
+        assert (await client.result())["result"] == "done"
 
 
 async def test_a_failed_handler_is_an_error_for_the_model_and_not_for_the_turn(

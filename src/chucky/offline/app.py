@@ -12,11 +12,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from chucky.jsontext import read_json
+from chucky.listener import bind
 from chucky.offline.catalog import describe_model, list_models
 from chucky.offline.delivery import Delivery, error_response, json_response
 from chucky.offline.errors import ApiError
-from chucky.offline.jsontext import read_json
-from chucky.offline.listener import Listener, bind
+from chucky.offline.listener import DroppingListener
 from chucky.offline.model import OfflineModel
 from chucky.offline.reply import new_id
 from chucky.offline.request import parse_count_request, parse_messages_request
@@ -84,7 +85,7 @@ async def serve(host: str, port: int, *, ready: Callable[[int], None] | None = N
             if ready is not None:
                 ready(bound_port)
 
-        await Listener(create_app(), report).run_on(listening)
+        await DroppingListener(create_app(), report).run_on(listening)
 
 
 async def _list_models(request: Request) -> Response:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from chucky.offline.jsontext import write_json
+from chucky.jsontext import write_json
 from chucky.offline.request import Block, Message
 
 # The Claude CLI puts notes of its own into user messages between these; no user said them.

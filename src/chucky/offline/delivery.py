@@ -9,9 +9,9 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from chucky.jsontext import write_json
 from chucky.offline.errors import ApiError
 from chucky.offline.events import DELTA, encode_event, stream_events
-from chucky.offline.jsontext import write_json
 from chucky.offline.listener import DROP_CONNECTION
 from chucky.offline.model import Performance
 from chucky.offline.script import MAX_DELAY_MS

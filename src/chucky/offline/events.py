@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from chucky.offline.jsontext import write_json
+from chucky.jsontext import write_json
 from chucky.offline.reply import Reply, ReplyBlock, Text, Thinking, ToolUse
 
 DELTA = "content_block_delta"

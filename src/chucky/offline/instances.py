@@ -6,8 +6,8 @@ import math
 from fractions import Fraction
 from typing import Any
 
+from chucky.jsontext import write_json
 from chucky.offline.conformity import conforms
-from chucky.offline.jsontext import write_json
 from chucky.offline.schemas import (
     UNSUPPORTED,
     Schema,

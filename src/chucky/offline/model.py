@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from chucky.jsontext import write_json
 from chucky.offline.conversation import Conversation, ToolResult, bare_name
 from chucky.offline.errors import ApiError
 from chucky.offline.instances import build_instance
-from chucky.offline.jsontext import write_json
 from chucky.offline.reply import (
     Reply,
     ReplyBlock,

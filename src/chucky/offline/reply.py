@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
-from chucky.offline.jsontext import write_json
+from chucky.jsontext import write_json
 from chucky.offline.request import MessagesRequest
 from chucky.offline.tokens import CHARACTERS_PER_TOKEN, tokens_for
 

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 from jsonschema import Draft202012Validator, FormatChecker
 from jsonschema.exceptions import SchemaError
 
-from chucky.offline.jsontext import write_json
+from chucky.jsontext import write_json
 
 Schema: TypeAlias = dict[str, Any] | bool
 

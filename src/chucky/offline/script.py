@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+from chucky.jsontext import read_json
 from chucky.offline.errors import ApiError
-from chucky.offline.jsontext import read_json
 from chucky.offline.reply import CACHE_1H, CACHE_5M, CACHE_CREATION, CACHE_READ, split_text
 
 MAX_STEPS = 1_000

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from chucky.offline.jsontext import write_json
+from chucky.jsontext import write_json
 from chucky.offline.request import Block, MessagesRequest
 
 CHARACTERS_PER_TOKEN = 4

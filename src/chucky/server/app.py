@@ -6,11 +6,10 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -18,6 +17,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from ..errors import AuthenticationError, ChuckyError, SessionError, ValidationError
+from ..listener import MAX_CLOSING_SECONDS, Listener, bind
 from . import auth
 from .admission import Grant, Policy, admit
 from .auth import Identity
@@ -42,8 +42,6 @@ OFFLINE_NOTICE = (
     "The offline model answers: no provider key is set. Set ANTHROPIC_API_KEY for answers of "
     "Claude."
 )
-SHUTDOWN_SECONDS = 5
-"""How long connections may take to close when the server stops."""
 
 
 class Announce(Protocol):
@@ -73,7 +71,7 @@ async def serve(
             database cannot be opened, the model or price table is wrong.
     """
     with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(_listen(settings))
+        listener = stack.enter_context(await _listen(settings))
         # Files and price tables are read in a thread: a loop that is part of another program
         # must not stand still meanwhile.
         directory, project = await asyncio.to_thread(_open_projects, settings, stack)
@@ -125,9 +123,12 @@ class Service:
 
     async def run(self, listener: socket.socket, ready: Callable[[str], None]) -> None:
         """Serve connections of ``listener`` until told to stop."""
-        server = EmbeddedServer(
+        server = Listener(
             self._app(),
-            on_started=lambda: ready(_url(self._settings, listener)),
+            lambda: ready(_url(self._settings, listener)),
+            ws="websockets-sansio",
+            # Deflate costs 65 KB of memory per socket and most of the speed.
+            ws_per_message_deflate=False,
             ws_max_size=self._settings.max_frame_bytes,
             ssl_certfile=self._settings.tls_cert,
             ssl_keyfile=self._settings.tls_key,
@@ -211,43 +212,10 @@ class Service:
         for attached in self._registry:
             attached.stop(SessionError("The server is stopping.", reason="server_stopping"))
         try:
-            async with asyncio.timeout(SHUTDOWN_SECONDS):
+            async with asyncio.timeout(MAX_CLOSING_SECONDS):
                 await self._registry.wait_empty()
         except TimeoutError:
             logger.warning("%d sessions did not end in time", len(self._registry))
-
-
-class EmbeddedServer(uvicorn.Server):
-    """uvicorn without its own signal handlers, access log and process banner."""
-
-    def __init__(self, app: Starlette, *, on_started: Callable[[], None], **config: Any) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                ws="websockets-sansio",
-                # Deflate costs 65 KB of memory per socket and most of the speed.
-                ws_per_message_deflate=False,
-                lifespan="off",
-                access_log=False,
-                # uvicorn logs request targets at level info, and those may hold a token.
-                log_config=None,
-                log_level="warning",
-                server_header=False,
-                timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-                **config,
-            )
-        )
-        self._on_started = on_started
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to accept connections, then say so."""
-        await super().startup(sockets)
-        self._on_started()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave signals to the program this server is a part of."""
-        yield
 
 
 @contextlib.asynccontextmanager
@@ -283,20 +251,14 @@ async def _offline_model() -> AsyncIterator[str]:
         await asyncio.wait([serving])
 
 
-def _listen(settings: Settings) -> socket.socket:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+async def _listen(settings: Settings) -> socket.socket:
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((settings.host, settings.port))
-        listener.listen(2048)
+        return await bind(settings.host, settings.port)
     except OSError as error:
-        listener.close()
         raise ValidationError(
             f"Cannot listen on {settings.host}:{settings.port} ({error.strerror}). Choose "
             "another port with --port, or 0 for a free one."
         ) from error
-    return listener
 
 
 def _url(settings: Settings, listener: socket.socket) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,8 +145,7 @@ class _Socket:
         except TimeoutError:
             logger.warning("a client did not read for %g s; it is left", SEND_TIMEOUT_SECONDS)
             self._gone = True
-            if self._tasks is not None:
-                self._tasks.create_task(self._end(None, POLICY_VIOLATION))
+            self._begin_ending(self._end(None, POLICY_VIOLATION))
         except (WebSocketDisconnect, RuntimeError):
             self._gone = True
 
@@ -162,18 +161,20 @@ class _Socket:
 
     def stop(self, error: ChuckyError) -> None:
         """End the session from outside; see :class:`Attached`."""
-        if self._tasks is not None:
-            self._tasks.create_task(self._stop(error))
+        self._begin_ending(self._stop(error))
 
     async def serve(self, session: Session, options: dict[str, Any] | None) -> None:
         """Serve the session until the client leaves or is sent away."""
         await self.send(wire.control_frame("ready"))
         try:
-            async with asyncio.TaskGroup() as self._tasks:
-                answering = self._tasks.create_task(session.run())
+            async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
+                answering = tasks.create_task(session.run())
                 if options is not None:
                     await self._begin(session, options)
                 await self._read(session)
+                # From here on there is nothing left to stop.
+                self._tasks = None
                 answering.cancel()
         except* _Ended:
             pass
@@ -243,6 +244,16 @@ class _Socket:
         tell = not was_busy and self._session.named(wire.ERROR_FRAMES)
         code = SERVICE_RESTART if isinstance(error, SessionError) else POLICY_VIOLATION
         await self._end(error if tell else None, code)
+
+    def _begin_ending(self, ending: Coroutine[Any, Any, None]) -> None:
+        """Run ``ending`` beside the session, unless that is ending already."""
+        try:
+            if self._tasks is not None:
+                self._tasks.create_task(ending)
+                return
+        except RuntimeError:
+            pass  # the group takes no more tasks: something else has ended it
+        ending.close()
 
     async def _end(self, error: ChuckyError | None, code: int) -> None:
         if error is not None:

@@ -228,7 +228,10 @@ async def _upstream(settings: Settings) -> AsyncIterator[tuple[Upstream, str | N
             url = await stack.enter_async_context(_offline_model())
             notice = OFFLINE_NOTICE
         # Servers of other vendors mostly want no key, but the header must be there.
-        upstream = AnthropicUpstream(api_key=key or "none", base_url=url or ANTHROPIC_URL)
+        # Made in a thread because it reads the certificates of the system.
+        upstream = await asyncio.to_thread(
+            AnthropicUpstream, api_key=key or "none", base_url=url or ANTHROPIC_URL
+        )
         stack.push_async_callback(upstream.close)
         yield upstream, notice
 

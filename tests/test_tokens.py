@@ -102,6 +102,7 @@ def test_importing_the_module_loads_nothing_that_is_slow_or_opens_sockets() -> N
 def test_dollars_become_exact_micro_dollars_rounded_half_up(
     dollars: float | Decimal, micros: int
 ) -> None:
+    """defect 21"""
     assert create_budget(dollars, 1).ai == micros
 
 
@@ -117,6 +118,7 @@ def test_dollars_become_exact_micro_dollars_rounded_half_up(
     ],
 )
 def test_hours_become_whole_seconds_rounded_half_up(hours: float | Decimal, seconds: int) -> None:
+    """defect 21"""
     assert create_budget(1, hours).compute == seconds
 
 
@@ -192,6 +194,7 @@ def test_an_unknown_window_is_refused_with_a_list_of_the_known_ones(window: Any)
     ],
 )
 def test_the_start_of_the_window_is_written_in_utc_with_one_z(start: datetime, text: str) -> None:
+    """defect 20"""
     assert create_budget(1, 1, window_start=start).window_start == text
 
 
@@ -280,6 +283,7 @@ def test_other_jwt_libraries_accept_the_signature_under_the_whole_key() -> None:
 
 
 def test_a_dict_is_as_good_as_a_token_budget() -> None:
+    """defect 24"""
     wire = {"ai": 5, "compute": 6, "window": "lifetime"}
     token = create_token("u", "p", KEY, wire)
     assert decode_token(token)["payload"]["budget"] == wire
@@ -287,6 +291,7 @@ def test_a_dict_is_as_good_as_a_token_budget() -> None:
 
 
 def test_permissions_and_options_travel_only_when_given() -> None:
+    """defect 24"""
     limits = {"allowedTools": ["get_time"], "maxTurns": 3}
     config = {"model": "claude-haiku-4-5", "systemPrompt": "Быть кратким 🙂"}
     payload = decode_token(
@@ -301,6 +306,7 @@ def test_permissions_and_options_travel_only_when_given() -> None:
 
 
 def test_a_short_secret_neither_warns_nor_touches_the_warning_filters() -> None:
+    """defect 20"""
     filters = list(warnings.filters)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -455,11 +461,13 @@ def test_only_the_secret_it_was_signed_with_verifies_a_token() -> None:
 def test_a_token_by_another_algorithm_or_with_extensions_is_not_verified(
     header: dict[str, Any], digest: str
 ) -> None:
+    """defect 22"""
     token = sign({"sub": "u", "exp": time.time() + 60}, header=header, digest=digest)
     assert not verify_token(token, KEY)
 
 
 def test_an_expired_token_is_neither_verified_nor_usable() -> None:
+    """defect 22"""
     assert is_token_expired(token_ending(-1))
     assert not verify_token(token_ending(-1), KEY)
     assert not is_token_expired(token_ending(60))
@@ -497,6 +505,7 @@ def test_no_changed_character_goes_unnoticed(data: st.DataObject) -> None:
 
 
 def test_asking_a_key_for_its_project_id_says_where_the_id_really_is() -> None:
+    """defect 23"""
     with pytest.raises(ValidationError, match="pass project_id as the server shows it") as caught:
         extract_project_id(KEY)
     assert KEY not in str(caught.value)

@@ -325,6 +325,13 @@ async def tcp_server(no_task_is_left: None) -> AsyncIterator[StartTcp]:
         await server.wait_closed()
 
 
+@pytest.fixture(autouse=True)
+def _patient_closing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a test hang, and so fail, whose closing ends by running out of time only."""
+    monkeypatch.setattr("chucky.connection.CLOSE_TIMEOUT_SECONDS", 60)
+    monkeypatch.setattr("chucky.session.CLOSE_TIMEOUT_SECONDS", 60)
+
+
 @pytest.fixture
 async def no_task_is_left() -> AsyncIterator[None]:
     """Fail a test after which something still runs in the background."""

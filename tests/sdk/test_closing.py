@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from chucky import Chucky, ChuckyError, ChuckyTimeoutError, Message, Session, SessionError
+from chucky import (
+    Chucky,
+    ChuckyError,
+    ChuckyTimeoutError,
+    Message,
+    ProtocolError,
+    Session,
+    SessionError,
+)
 
 if TYPE_CHECKING:
     from tests.sdk.conftest import Peer, StartServer, StartTcp
@@ -207,6 +215,27 @@ async def test_a_server_that_does_not_read_cannot_hold_up_closing(
         with pytest.raises(SessionError, match="was closed"):
             await texts(session.stream())
     server.peers[0].abort()
+
+
+@pytest.mark.parametrize("is_ready", [False, True])
+async def test_unread_frames_do_not_hold_up_closing(
+    scripted_server: StartServer, is_ready: bool
+) -> None:
+    """The library stops reading when many frames are unread, and the goodbye is behind them."""
+
+    async def script(peer: Peer) -> None:
+        if is_ready:
+            await peer.start()
+            await peer.expect("user")
+        await peer.send_raw("nonsense")
+        await peer.send(*[{"type": "more"}] * 200)
+        await peer.until_closed()
+        assert peer.socket.close_code == 1000
+
+    server = await scripted_server(script)
+    async with server.client() as client:
+        with pytest.raises(ProtocolError):
+            await client.prompt("Hello")
 
 
 # ---- cancelling ------------------------------------------------------------------------------

@@ -143,16 +143,19 @@ class Child:
         return ChildError(f"The process {name!r} {what}. Its standard error:\n{said}")
 
 
-def program(name: str, *arguments: str, python: Path | None = None) -> Child:
-    """Start one of ``bench/programs``.
+def program(name: str, *arguments: str) -> Child:
+    """Start one of ``bench/programs`` with this interpreter.
 
     Args:
-        name: The name of its file, without the suffix.
+        name: The name of its module.
         arguments: Its arguments.
-        python: The interpreter, when it is not this one.
     """
-    interpreter = str(python or sys.executable)
-    return Child([interpreter, "-I", str(PROGRAMS / f"{name}.py"), *arguments], ROOT)
+    return Child([sys.executable, "-m", f"bench.programs.{name}", *arguments], ROOT)
+
+
+def program_of(python: Path, name: str) -> Child:
+    """Start one of ``bench/programs`` with whatever ``chucky`` another interpreter has."""
+    return Child([str(python), "-I", str(PROGRAMS / f"{name}.py")], ROOT)
 
 
 @contextlib.contextmanager

@@ -510,3 +510,18 @@ def test_asking_a_key_for_its_project_id_says_where_the_id_really_is() -> None:
         extract_project_id(KEY)
     assert KEY not in str(caught.value)
     assert not isinstance(caught.value, Warning)
+
+
+def test_signatures_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """defect 22: time cannot be asserted, so the comparison that is made for it is watched."""
+    compared: list[tuple[bytes, bytes]] = []
+
+    def watch(one: bytes, other: bytes) -> bool:
+        compared.append((one, other))
+        return one == other
+
+    monkeypatch.setattr("chucky.tokenform.hmac.compare_digest", watch)
+    token = create_token("user", "project", KEY, BUDGET)
+    assert verify_token(token, KEY)
+    assert not verify_token(token, KEY[::-1])
+    assert [len(one) for one, _ in compared] == [32, 32]

@@ -60,6 +60,7 @@ class Connection:
         self._address = address
         self._keepalive_interval = keepalive_interval
         self._early: deque[wire.ServerFrame] = deque()
+        self._reading = asyncio.Lock()
         self._is_ready = False
         self._received_frames = 0
         self.debug = False
@@ -158,7 +159,8 @@ class Connection:
         if self._early:
             return self._early.popleft()
         try:
-            text = await self._socket.recv()
+            async with self._reading:
+                text = await self._socket.recv()
         except ConnectionClosed as closed:
             raise self._lost(closed) from closed
         self._received_frames += 1
@@ -202,13 +204,23 @@ class Connection:
     async def close(self) -> None:
         """Say goodbye and close; takes at most a few seconds, never raises."""
         try:
-            async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
-                await self._socket.send(wire.control_frame("close"))
+            async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS), asyncio.TaskGroup() as closing:
+                closing.create_task(self._discard())
+                await self.send(wire.control_frame("close"))
                 await self._socket.close(1000, "Client disconnect")
-        except (ConnectionClosed, TimeoutError):
-            pass  # it is closed already, or the peer is gone: there is nobody to tell
+        except TimeoutError:
+            pass  # the peer is gone or stuck: there is nobody to tell
         finally:
             self._socket.transport.abort()  # nothing happens when it is closed
+
+    async def _discard(self) -> None:
+        """Read what nobody wants any more; the peer's goodbye comes behind it."""
+        try:
+            async with self._reading:
+                while True:
+                    await self._socket.recv()
+        except ConnectionClosed:
+            pass
 
     def _unsent_bytes(self) -> int:
         return self._socket.transport.get_write_buffer_size()

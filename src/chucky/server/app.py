@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -23,12 +23,10 @@ from .admission import Grant, Policy, admit
 from .auth import Identity
 from .edge.websocket import Doorkeeper, WebSocketEdge
 from .engines.messages import MessagesEngine
-from .model.anthropic_api import AnthropicUpstream
 from .model.catalog import Catalog
-from .model.gate import Gate
-from .model.pricing import PriceTable
-from .model.upstream import Upstream
+from .model.gate import Gate, Provider
 from .projects import Project, ProjectDirectory
+from .provider import model_notice, opening_provider
 from .sessions.registry import Registry
 from .sessions.session import Limits, Session
 from .sessions.turn import Outbox
@@ -36,12 +34,6 @@ from .settings import Settings
 from .store import ServeLock, open_store
 
 logger = logging.getLogger("chucky.server")
-
-ANTHROPIC_URL = "https://api.anthropic.com"
-OFFLINE_NOTICE = (
-    "The offline model answers: no provider key is set. Set ANTHROPIC_API_KEY for answers of "
-    "Claude."
-)
 
 
 class Announce(Protocol):
@@ -75,8 +67,10 @@ async def serve(
         # Files and price tables are read in a thread: a loop that is part of another program
         # must not stand still meanwhile.
         directory, project = await asyncio.to_thread(_open_projects, settings, stack)
-        async with _upstream(settings) as (upstream, notice):
-            service = await asyncio.to_thread(Service, settings, directory, upstream, notice, clock)
+        catalog = await asyncio.to_thread(Catalog.load, settings.models)
+        notice = model_notice(settings)
+        async with opening_provider(settings, catalog) as provider:
+            service = Service(settings, directory, catalog, provider, clock)
             await service.run(listener, lambda url: announce(url, project.project_id, notice))
 
 
@@ -97,21 +91,19 @@ class Service:
         self,
         settings: Settings,
         directory: ProjectDirectory,
-        upstream: Upstream,
-        notice: str | None,
+        catalog: Catalog,
+        provider: asyncio.Task[Provider],
         clock: Callable[[], datetime],
     ) -> None:
-        catalog = Catalog.load(settings.models)
-        prices = PriceTable(catalog, settings.prices)
+        notice = model_notice(settings)
         self._settings = settings
         self._directory = directory
+        self._provider = provider
         self._clock = clock
         self._policy = Policy(
             catalog, succession=settings.succession, notices=(notice,) if notice else ()
         )
-        self._engine = MessagesEngine(
-            Gate(upstream, prices, clock), attempts=settings.model_attempts
-        )
+        self._engine = MessagesEngine(Gate(provider, clock), attempts=settings.model_attempts)
         self._limits = Limits(
             turn_timeout_seconds=settings.turn_timeout_seconds,
             tool_timeout_seconds=settings.tool_timeout_seconds,
@@ -136,14 +128,17 @@ class Service:
 
         following = asyncio.create_task(self._directory.run())
         serving = asyncio.create_task(server.serve(sockets=[listener]))
+        running: set[asyncio.Task[Any]] = {following, serving, self._provider}
         try:
-            await asyncio.wait([following, serving], return_when=asyncio.FIRST_COMPLETED)
+            while {following, serving} <= running:
+                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for each in done:
+                    each.result()  # a part that failed ends the server
         finally:
             await self._stop_all()
             server.should_exit = True
             following.cancel()
             await asyncio.wait([following, serving])
-        serving.result()
 
     def _app(self) -> Starlette:
         doorkeeper = Doorkeeper(
@@ -216,42 +211,6 @@ class Service:
                 await self._registry.wait_empty()
         except TimeoutError:
             logger.warning("%d sessions did not end in time", len(self._registry))
-
-
-@contextlib.asynccontextmanager
-async def _upstream(settings: Settings) -> AsyncIterator[tuple[Upstream, str | None]]:
-    """The way to the model, and the notice if that is the offline one."""
-    key, url = settings.anthropic_api_key, settings.upstream_url
-    async with contextlib.AsyncExitStack() as stack:
-        notice = None
-        if key is None and url is None:
-            url = await stack.enter_async_context(_offline_model())
-            notice = OFFLINE_NOTICE
-        # Servers of other vendors mostly want no key, but the header must be there.
-        # Made in a thread because it reads the certificates of the system.
-        upstream = await asyncio.to_thread(
-            AnthropicUpstream, api_key=key or "none", base_url=url or ANTHROPIC_URL
-        )
-        stack.push_async_callback(upstream.close)
-        yield upstream, notice
-
-
-@contextlib.asynccontextmanager
-async def _offline_model() -> AsyncIterator[str]:
-    """Run the offline model on a free port of this machine, and say where."""
-    from ..offline.app import serve as serve_offline
-
-    port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    serving = asyncio.create_task(serve_offline("127.0.0.1", 0, ready=port.set_result))
-    try:
-        either: list[asyncio.Future[Any]] = [port, serving]
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        if serving.done():
-            serving.result()
-        yield f"http://127.0.0.1:{port.result()}"
-    finally:
-        serving.cancel()
-        await asyncio.wait([serving])
 
 
 async def _listen(settings: Settings) -> socket.socket:

@@ -6,6 +6,7 @@ again is its caller's decision; each attempt is a call of its own here, with its
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -74,14 +75,20 @@ class _Count:
         return replace(self.usage, output_tokens=max(estimate, self.usage.output_tokens))
 
 
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """Where model calls go, and what they cost there."""
+
+    upstream: Upstream
+    prices: PriceTable
+
+
 class Gate:
     """Makes model calls and counts them."""
 
-    def __init__(
-        self, upstream: Upstream, prices: PriceTable, clock: Callable[[], datetime]
-    ) -> None:
-        self._upstream = upstream
-        self._prices = prices
+    def __init__(self, provider: asyncio.Future[Provider], clock: Callable[[], datetime]) -> None:
+        """Make a gate; a call waits until the provider is there."""
+        self._provider = provider
         self._clock = clock
 
     async def call(
@@ -101,11 +108,13 @@ class Gate:
             ValidationError: The model has no price; nothing was sent.
             UpstreamError: The call failed, or its stream broke off.
         """
-        price = self._prices.price_of(model, self._clock())
+        # Shielded: a turn that is interrupted while it waits must not end the loading.
+        provider = await asyncio.shield(self._provider)
+        price = provider.prices.price_of(model, self._clock())
         count = _Count()
         started_at = time.monotonic_ns()
         try:
-            async with self._upstream.stream(request) as events:
+            async with provider.upstream.stream(request) as events:
                 async for text in events:
                     event = _parse(text)
                     count.take(event)

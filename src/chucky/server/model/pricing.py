@@ -16,14 +16,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
-from typing import Any, Literal
-
-import genai_prices
-from genai_prices.data_snapshot import get_snapshot
-from genai_prices.types import ModelInfo, ModelPrice, TieredPrices
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, Literal
 
 from chucky.errors import ValidationError
 from chucky.server.model.catalog import Catalog, Model
+
+if TYPE_CHECKING:
+    from genai_prices.types import ModelInfo, ModelPrice, TieredPrices
 
 _NANOS_PER_DOLLAR = 1_000_000_000
 _NANOS_PER_MICRO = 1_000
@@ -216,6 +216,7 @@ class PriceTable:
                 in ``details["faults"]``.
         """
         self._published = _published_entries()
+        self._source = f"genai-prices {metadata.version('genai-prices')}"
         self._own = _read_overrides({} if overrides is None else overrides, catalog)
 
     def price_of(self, model: Model, at: datetime) -> Price:
@@ -234,7 +235,7 @@ class PriceTable:
         entry = None if model.price is None else self._published.get(model.price)
         if entry is None or not entry.prices:
             raise _unpriced(model.id, "has no price")
-        return _published_price(model.id, entry.get_prices(at))
+        return _published_price(model.id, self._source, entry.get_prices(at))
 
 
 def micros_up(nanos: int) -> int:
@@ -270,6 +271,10 @@ _IGNORED_KEYS = frozenset({"web_searches_kcount"})
 
 
 def _published_entries() -> dict[str, ModelInfo]:
+    # Loading the package takes longer than the rest of a server's start, so it is not done by
+    # whoever merely imports this module.
+    from genai_prices.data_snapshot import get_snapshot
+
     return {
         entry.id: entry
         for provider in get_snapshot().providers
@@ -278,7 +283,7 @@ def _published_entries() -> dict[str, ModelInfo]:
     }
 
 
-def _published_price(model_id: str, prices: ModelPrice) -> Price:
+def _published_price(model_id: str, source: str, prices: ModelPrice) -> Price:
     values = {key: value for key, value in vars(prices).items() if value is not None}
     understood = _IGNORED_KEYS.union(*_PUBLISHED_KEYS.values())
     foreign = sorted(values.keys() - understood)
@@ -291,14 +296,14 @@ def _published_price(model_id: str, prices: ModelPrice) -> Price:
             rates[kind] = _published_rate(model_id, value)
     if "input" not in rates or "output" not in rates:
         raise _unpriced(model_id, "has no complete price")
-    return _price(model_id, f"genai-prices {genai_prices.__version__}", rates)
+    return _price(model_id, source, rates)
 
 
 def _published_rate(model_id: str, value: Decimal | TieredPrices) -> Rate:
-    tiered = value if isinstance(value, TieredPrices) else TieredPrices(value, [])
+    base, steps = (value, []) if isinstance(value, Decimal) else (value.base, value.tiers)
     try:
-        tiers = sorted((tier.start, _rate_nanos(tier.price)) for tier in tiered.tiers)
-        return Rate(_rate_nanos(tiered.base), tuple(tiers))
+        tiers = sorted((step.start, _rate_nanos(step.price)) for step in steps)
+        return Rate(_rate_nanos(base), tuple(tiers))
     except ValueError as error:
         raise _unpriced(model_id, f"has a published price that {error}") from error
 

@@ -395,7 +395,7 @@ def interrupted(chat: subprocess.Popen[bytes]) -> int | None:
     Once may be too early: readline shows its prompt a moment before it waits for input, and a
     signal in that moment is noticed with the next key.
     """
-    for _ in range(WAIT_SECONDS):
+    for _ in range(int(WAIT_SECONDS)):
         chat.send_signal(signal.SIGINT)
         try:
             return chat.wait(1)

@@ -10,8 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .client import Chucky
-    from .errors import (
+    from chucky.client import Chucky
+    from chucky.errors import (
         AuthenticationError,
         BudgetExceededError,
         ChuckyConnectionError,
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         ToolExecutionError,
         ValidationError,
     )
-    from .legacy import (
+    from chucky.legacy import (
         AssistantMessage,
         ContentBlock,
         ResultMessage,
@@ -36,16 +36,16 @@ if TYPE_CHECKING:
         ToolUseBlock,
         UserMessage,
     )
-    from .messages import (
+    from chucky.messages import (
         Message,
         PromptResult,
         StreamEvent,
         get_assistant_text,
         get_result_text,
     )
-    from .options import ChuckyOptions, PromptOptions
-    from .session import Session
-    from .tokens import (
+    from chucky.options import ChuckyOptions, PromptOptions
+    from chucky.session import Session
+    from chucky.tokens import (
         Budget,
         BudgetToken,
         TokenBudget,
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
         is_token_expired,
         verify_token,
     )
-    from .tools import (
+    from chucky.tools import (
         InputSchema,
         McpSdkServerConfig,
         McpServer,

@@ -10,9 +10,9 @@ import warnings
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, ParamSpec
 
-from .errors import ChuckyConnectionError, ValidationError
-from .messages import Message, PromptResult, StreamEvent
-from .options import (
+from chucky.errors import ChuckyConnectionError, ValidationError
+from chucky.messages import Message, PromptResult, StreamEvent
+from chucky.options import (
     DEFAULT_MODEL,
     DEFAULT_URL,
     ChuckyOptions,
@@ -20,8 +20,8 @@ from .options import (
     PromptOptions,
     TokenSource,
 )
-from .session import Content, Session
-from .tools import Tool
+from chucky.session import Content, Session
+from chucky.tools import Tool
 
 logger = logging.getLogger("chucky")
 

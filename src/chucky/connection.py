@@ -22,8 +22,8 @@ from websockets.exceptions import (
 )
 from websockets.http11 import Response
 
-from . import wire
-from .errors import (
+from chucky import wire
+from chucky.errors import (
     AuthenticationError,
     ChuckyConnectionError,
     ChuckyError,
@@ -32,7 +32,7 @@ from .errors import (
     ValidationError,
     error_from_wire,
 )
-from .options import TokenSource, without_secrets
+from chucky.options import TokenSource, without_secrets
 
 logger = logging.getLogger("chucky")
 
@@ -185,8 +185,7 @@ class Connection:
         """
         silent_intervals = 0
         while True:
-            received, unsent = self._received_frames, self._unsent_bytes()
-            awaited = is_waiting() or unsent > 0
+            awaited, received, unsent = is_waiting(), self._received_frames, self._unsent_bytes()
             await asyncio.sleep(self._keepalive_interval)
             is_silent = received == self._received_frames and self._unsent_bytes() >= unsent
             # Intervals are counted, not times compared: a program that was itself held up for

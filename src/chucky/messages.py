@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import CODE_BY_REASON, CODE_BY_SUBTYPE, ChuckyError
-from .legacy import AssistantMessage, ResultMessage, TextBlock
+from chucky.errors import CODE_BY_REASON, CODE_BY_SUBTYPE, ChuckyError
+from chucky.legacy import AssistantMessage, ResultMessage, TextBlock
 
 
 class Message(dict[str, Any]):

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
-from .errors import ValidationError
-from .wire import CAPABILITIES
+from chucky.errors import ValidationError
+from chucky.wire import CAPABILITIES
 
 if TYPE_CHECKING:
-    from .tools import McpSdkServerConfig, McpServer, Tool
+    from chucky.tools import McpSdkServerConfig, McpServer, Tool
 
 DEFAULT_URL = "wss://conjure.chucky.cloud/ws"
 DEFAULT_MODEL = "claude-sonnet-4-5-20250929"
@@ -171,7 +171,7 @@ def session_servers(options: ChuckyOptions, wanted: PromptOptions) -> list[McpSe
     Raises:
         ValidationError: Something in the lists is not a tool or a server of tools.
     """
-    from .tools import create_mcp_server
+    from chucky.tools import create_mcp_server
 
     servers = [
         create_mcp_server(server.name if name is None else name, server.tools, server.version)
@@ -189,7 +189,7 @@ def session_servers(options: ChuckyOptions, wanted: PromptOptions) -> list[McpSe
 def _named_servers(
     given: McpServers | None,
 ) -> list[tuple[str | None, McpServer | McpSdkServerConfig]]:
-    from .tools import McpSdkServerConfig, McpServer
+    from chucky.tools import McpSdkServerConfig, McpServer
 
     if isinstance(given, Mapping):
         named: list[tuple[Any, Any]] = list(given.items())
@@ -215,7 +215,7 @@ def init_options(
     options: ChuckyOptions, wanted: PromptOptions, servers: Sequence[McpServer]
 ) -> dict[str, Any]:
     """Return the payload of ``init``: every option that was given, by its name on the wire."""
-    from .tools import tool_definition
+    from chucky.tools import tool_definition
 
     def chosen(name: str) -> Any:
         own = getattr(wanted, name)

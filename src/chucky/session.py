@@ -10,9 +10,9 @@ from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any, TypeVarTuple
 
-from . import wire
-from .connection import CLOSE_TIMEOUT_SECONDS, Connection
-from .errors import (
+from chucky import wire
+from chucky.connection import CLOSE_TIMEOUT_SECONDS, Connection
+from chucky.errors import (
     ChuckyConnectionError,
     ChuckyError,
     ChuckyTimeoutError,
@@ -20,16 +20,10 @@ from .errors import (
     ValidationError,
     error_from_wire,
 )
-from .messages import Message, PromptResult, result_from_error, result_from_wire
-from .options import (
-    ChuckyOptions,
-    PromptOptions,
-    check_text,
-    init_options,
-    session_servers,
-)
-from .tools import Tool, ToolResult, call_tool, collect_tools, error_result
-from .turn import Turn, TurnStream
+from chucky.messages import Message, PromptResult, result_from_error, result_from_wire
+from chucky.options import ChuckyOptions, PromptOptions, check_text, init_options, session_servers
+from chucky.tools import Tool, ToolResult, call_tool, collect_tools, error_result
+from chucky.turn import Turn, TurnStream
 
 logger = logging.getLogger("chucky")
 

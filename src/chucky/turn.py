@@ -6,8 +6,8 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from .errors import ChuckyError, SessionError
-from .messages import Message
+from chucky.errors import ChuckyError, SessionError
+from chucky.messages import Message
 
 # What a turn may hold that nobody has read yet. Partial messages may fill half of it and are
 # dropped beyond that, since the complete message follows them and must find room. Losing

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, TypeVar
 
-from .errors import ProtocolError
-from .jsontext import read_json
+from chucky.errors import ProtocolError
+from chucky.jsontext import read_json
 
 # Extensions of ours. Each travels only after both sides have named it: the client in
 # `init.payload.capabilities`, the server in `session_info.data.capabilities`.

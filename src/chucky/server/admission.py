@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-from ..errors import ChuckyError, ValidationError
-from ..options import DEFAULT_MODEL
-from .auth import Identity, Permissions
-from .engines.base import ToolSpec
-from .model.catalog import Catalog, Model, Resolution
+from chucky.errors import ChuckyError, ValidationError
+from chucky.options import DEFAULT_MODEL
+from chucky.server.auth import Identity, Permissions
+from chucky.server.engines.base import ToolSpec
+from chucky.server.model.catalog import Catalog, Model, Resolution
 
 # Options that would change what the engine `messages` does and that it cannot honour. Naming one
 # is refused: answering as if it had not been said would be wrong in a way nobody sees.

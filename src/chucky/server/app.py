@@ -16,22 +16,22 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
-from ..errors import AuthenticationError, ChuckyError, SessionError, ValidationError
-from ..listener import MAX_CLOSING_SECONDS, Listener, bind
-from . import auth
-from .admission import Grant, Policy, admit
-from .auth import Identity
-from .edge.websocket import Doorkeeper, WebSocketEdge
-from .engines.messages import MessagesEngine
-from .model.catalog import Catalog
-from .model.gate import Gate, Provider
-from .projects import Project, ProjectDirectory
-from .provider import model_notice, opening_provider
-from .sessions.registry import Registry
-from .sessions.session import Limits, Session
-from .sessions.turn import Outbox
-from .settings import Settings
-from .store import ServeLock, open_store
+from chucky.errors import AuthenticationError, ChuckyError, SessionError, ValidationError
+from chucky.listener import MAX_CLOSING_SECONDS, Listener, bind
+from chucky.server import auth
+from chucky.server.admission import Grant, Policy, admit
+from chucky.server.auth import Identity
+from chucky.server.edge.websocket import Doorkeeper, WebSocketEdge
+from chucky.server.engines.messages import MessagesEngine
+from chucky.server.model.catalog import Catalog
+from chucky.server.model.gate import Gate, Provider
+from chucky.server.projects import Project, ProjectDirectory
+from chucky.server.provider import model_notice, opening_provider
+from chucky.server.sessions.registry import Registry
+from chucky.server.sessions.session import Limits, Session
+from chucky.server.sessions.turn import Outbox
+from chucky.server.settings import Settings
+from chucky.server.store import ServeLock, open_store
 
 logger = logging.getLogger("chucky.server")
 

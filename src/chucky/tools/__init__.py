@@ -21,10 +21,17 @@ loaded when a tool is defined that needs it.
 
 from __future__ import annotations
 
-from .calls import call_tool
-from .definition import InputSchema, SdkMcpTool, Tool, ToolHandler, tool, tool_definition
-from .results import ToolResult, error_result, text_result
-from .servers import (
+from chucky.tools.calls import call_tool
+from chucky.tools.definition import (
+    InputSchema,
+    SdkMcpTool,
+    Tool,
+    ToolHandler,
+    tool,
+    tool_definition,
+)
+from chucky.tools.results import ToolResult, error_result, text_result
+from chucky.tools.servers import (
     McpSdkServerConfig,
     McpServer,
     collect_tools,

@@ -31,18 +31,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ValidationError
-from .binding import VARIADIC, ArgumentPlan, BoundCall, ByName, validated
-from .inferred import plan_from_signature
-from .problems import ArgumentsError, problems_from_jsonschema
-from .schemas import (
+from chucky.errors import ValidationError
+from chucky.tools.binding import VARIADIC, ArgumentPlan, BoundCall, ByName, validated
+from chucky.tools.inferred import plan_from_signature
+from chucky.tools.problems import ArgumentsError, problems_from_jsonschema
+from chucky.tools.schemas import (
     check_object_schema,
     check_schema,
     first_sentence,
     model_schema,
     schema_validator,
 )
-from .signature import Function, read_parameters, resolve_annotation, split_annotated
+from chucky.tools.signature import Function, read_parameters, resolve_annotation, split_annotated
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .problems import ArgumentsError, problems_from_pydantic, unknown_parameters
+from chucky.tools.problems import ArgumentsError, problems_from_pydantic, unknown_parameters
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

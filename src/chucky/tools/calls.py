@@ -8,12 +8,12 @@ import inspect
 import logging
 from typing import Any
 
-from .binding import BoundCall
-from .definition import Tool
-from .problems import ArgumentsError
-from .results import ToolResult, as_tool_result, encodable, error_result
-from .signature import Function
-from .threads import DaemonThreads
+from chucky.tools.binding import BoundCall
+from chucky.tools.definition import Tool
+from chucky.tools.problems import ArgumentsError
+from chucky.tools.results import ToolResult, as_tool_result, encodable, error_result
+from chucky.tools.signature import Function
+from chucky.tools.threads import DaemonThreads
 
 _logger = logging.getLogger("chucky.tools")
 

@@ -9,12 +9,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeAlias, TypedDict, TypeVar
 
-from ..errors import ValidationError
-from .arguments import check_arguments, plan_arguments
-from .binding import ArgumentPlan, BoundCall
-from .problems import ArgumentsError, check_object
-from .schemas import check_schema
-from .signature import Function
+from chucky.errors import ValidationError
+from chucky.tools.arguments import check_arguments, plan_arguments
+from chucky.tools.binding import ArgumentPlan, BoundCall
+from chucky.tools.problems import ArgumentsError, check_object
+from chucky.tools.schemas import check_schema
+from chucky.tools.signature import Function
 
 DEFAULT_TIMEOUT_SECONDS = 300.0
 

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ValidationError
-from .binding import VARIADIC, ArgumentPlan, BoundCall, ByName, validated
-from .problems import ArgumentsError, unknown_parameters
-from .schemas import first_sentence, model_schema
-from .signature import (
+from chucky.errors import ValidationError
+from chucky.tools.binding import VARIADIC, ArgumentPlan, BoundCall, ByName, validated
+from chucky.tools.problems import ArgumentsError, unknown_parameters
+from chucky.tools.schemas import first_sentence, model_schema
+from chucky.tools.signature import (
     Function,
     annotate,
     describe_parameters,

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ValidationError
+from chucky.errors import ValidationError
 
 if TYPE_CHECKING:
     from jsonschema import Draft202012Validator

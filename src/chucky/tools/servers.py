@@ -15,8 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..errors import ValidationError
-from .definition import SdkMcpTool, Tool, tool
+from chucky.errors import ValidationError
+from chucky.tools.definition import SdkMcpTool, Tool, tool
 
 _SERVER_NAME = re.compile(r"[A-Za-z0-9_-]+")
 _LONGEST_NAME = 128

@@ -14,7 +14,7 @@ import typing
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from ..errors import ValidationError
+from chucky.errors import ValidationError
 
 Function = Callable[..., Any]
 

@@ -13,13 +13,13 @@ from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from ... import wire
-from ...errors import AuthenticationError, ChuckyError, SessionError
-from ..admission import Grant
-from ..auth import Identity
-from ..sessions.registry import Registry
-from ..sessions.session import Session
-from ..sessions.turn import Outbox
+from chucky import wire
+from chucky.errors import AuthenticationError, ChuckyError, SessionError
+from chucky.server.admission import Grant
+from chucky.server.auth import Identity
+from chucky.server.sessions.registry import Registry
+from chucky.server.sessions.session import Session
+from chucky.server.sessions.turn import Outbox
 
 logger = logging.getLogger("chucky.server")
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ..model.catalog import Model
-from ..model.meter import Meter
+from chucky.server.model.catalog import Model
+from chucky.server.model.meter import Meter
 
 Content = str | list[dict[str, Any]]
 

@@ -7,11 +7,11 @@ import random
 from contextlib import aclosing
 from typing import Any
 
-from ...errors import ChuckyError
-from ..model.gate import Gate
-from ..model.upstream import UpstreamError
-from .base import Answer, Content, SessionSpec, ToolOutcome, ToolSpec, Turn
-from .reply import Reply
+from chucky.errors import ChuckyError
+from chucky.server.engines.base import Answer, Content, SessionSpec, ToolOutcome, ToolSpec, Turn
+from chucky.server.engines.reply import Reply
+from chucky.server.model.gate import Gate
+from chucky.server.model.upstream import UpstreamError
 
 # What is asked for when nothing else limits an answer.
 DEFAULT_MAX_TOKENS = 32_000

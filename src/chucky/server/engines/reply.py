@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ...errors import ChuckyError
+from chucky.errors import ChuckyError
 
 # What a delta adds to, and the key it carries it under.
 _TEXT_DELTAS = {

@@ -10,7 +10,7 @@ from typing import Any
 import anthropic
 import httpx2  # the HTTP client of the anthropic package; its errors come through while streaming
 
-from .upstream import UpstreamError
+from chucky.server.model.upstream import UpstreamError
 
 # The time between two events may be long while a model thinks; the API sends pings meanwhile.
 _TIMEOUT = httpx2.Timeout(connect=10.0, read=120.0, write=60.0, pool=60.0)

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from .catalog import Model
-from .meter import Meter
-from .pricing import PriceTable, Usage, merge_usage
-from .upstream import Upstream, UpstreamError
+from chucky.server.model.catalog import Model
+from chucky.server.model.meter import Meter
+from chucky.server.model.pricing import PriceTable, Usage, merge_usage
+from chucky.server.model.upstream import Upstream, UpstreamError
 
 # How many characters of output make a token, where the provider did not live to say: rather too
 # few, so that an interrupted answer is not counted too low.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .pricing import Usage
+from chucky.server.model.pricing import Usage
 
 
 @dataclass(slots=True)

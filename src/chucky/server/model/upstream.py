@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
-from ...errors import ChuckyError
+from chucky.errors import ChuckyError
 
 
 class UpstreamError(ChuckyError):

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Iterator
 from typing import Protocol
 
-from ...errors import ChuckyError, ConcurrencyLimitError
-from ..auth import Identity
+from chucky.errors import ChuckyError, ConcurrencyLimitError
+from chucky.server.auth import Identity
 
 
 class Attached(Protocol):

@@ -11,15 +11,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ... import wire
-from ...errors import ChuckyError, ValidationError
-from ..admission import Grant
-from ..auth import Identity
-from ..engines.base import Answer, Content, Conversation, Engine, SessionSpec
-from ..model.meter import Meter
-from ..model.pricing import nanos_to_dollars
-from .toolcalls import ToolCalls
-from .turn import Outbox, RunningTurn
+from chucky import wire
+from chucky.errors import ChuckyError, ValidationError
+from chucky.server.admission import Grant
+from chucky.server.auth import Identity
+from chucky.server.engines.base import Answer, Content, Conversation, Engine, SessionSpec
+from chucky.server.model.meter import Meter
+from chucky.server.model.pricing import nanos_to_dollars
+from chucky.server.sessions.toolcalls import ToolCalls
+from chucky.server.sessions.turn import Outbox, RunningTurn
 
 logger = logging.getLogger("chucky.server")
 

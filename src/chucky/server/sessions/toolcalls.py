@@ -8,8 +8,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from ... import wire
-from ..engines.base import ToolOutcome, ToolSpec
+from chucky import wire
+from chucky.server.engines.base import ToolOutcome, ToolSpec
 
 logger = logging.getLogger("chucky.server")
 

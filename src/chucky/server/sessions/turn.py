@@ -9,11 +9,11 @@ import uuid
 from collections.abc import Awaitable
 from typing import Any, Protocol
 
-from ... import wire
-from ...errors import ChuckyError
-from ..engines.base import Answer, ToolOutcome, ToolSpec
-from ..model.meter import Meter
-from .toolcalls import ToolCalls
+from chucky import wire
+from chucky.errors import ChuckyError
+from chucky.server.engines.base import Answer, ToolOutcome, ToolSpec
+from chucky.server.model.meter import Meter
+from chucky.server.sessions.toolcalls import ToolCalls
 
 # The published Python clients, which are the ones that speak the wrapped form, break off at a
 # frame of more than 1 MiB and then wait for minutes. A frame is ASCII: a character is a byte.

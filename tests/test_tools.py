@@ -598,3 +598,17 @@ async def test_a_tool_of_the_agent_sdk_becomes_a_tool() -> None:
     tools = collect_tools([create_sdk_mcp_server("s", tools=[by_dict, by_class])])
     assert text_of(await call_tool(tools["by_dict"], {"a": 1})) == '{"a": 1}'
     assert text_of(await call_tool(tools["by_class"], {"name": "Ada"})) == "Ada"
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_a_handler_that_exits_does_not_end_the_program(is_async: bool) -> None:
+    def leave() -> str:
+        raise SystemExit("usage: leave")
+
+    async def leave_async() -> str:
+        raise SystemExit("usage: leave")
+
+    leaving = tool("leave", "Leaves")(leave_async if is_async else leave)
+    result = await call_tool(leaving, {})
+    assert result.is_error
+    assert "usage: leave" in result.content[0]["text"]

@@ -319,7 +319,9 @@ def _utc_text(instant: object) -> str:
 
 def _lifetime_seconds(expires_in: object) -> int:
     if not is_number(expires_in) or not 1 <= expires_in <= MAX_AMOUNT // 2:
-        raise ValidationError("expires_in must be a number of seconds, at least 1.")
+        raise ValidationError(
+            f"expires_in must be a number of seconds from 1 to {MAX_AMOUNT // 2}."
+        )
     return int(expires_in)
 
 

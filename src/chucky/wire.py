@@ -296,6 +296,8 @@ def _parse_user(frame: dict[str, Any]) -> UserInput:
     message = frame.get("message")
     if not isinstance(message, dict):
         raise FrameError("message", "must be an object")
+    if message.get("role", "user") != "user":
+        raise FrameError("message.role", "must be 'user'")
     content = _content(message.get("content"), "message.content")
     uuid = frame.get("uuid")
     if uuid is not None and (not isinstance(uuid, str) or len(uuid) > 128):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import logging
 import os
 import pty
 import queue
+import re
 import select
 import shlex
 import signal
@@ -22,11 +25,14 @@ from typing import IO, Any, Protocol
 
 import pytest
 from typer.testing import CliRunner, Result
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
 
+from chucky import Chucky
 from chucky.cli.app import app
 from chucky.cli.terminal import Transcript, printable
 from chucky.server.store import SqliteStore
-from chucky.tokens import decode_token
+from chucky.tokens import create_budget, create_token, decode_token
 
 ENTRY = [sys.executable, "-m", "chucky.cli.main"]
 WAIT_SECONDS = 20.0
@@ -522,3 +528,35 @@ def test_an_answer_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str])
     transcript.show(assistant({**TOOL_USE, "name": "x\x1b[31m", "input": {}}))
     output = capsys.readouterr()
     assert "\x1b" not in output.out + output.err
+
+
+def test_no_secret_is_in_what_a_server_logs(start: Start, tmp_path: Path) -> None:
+    db = tmp_path / "chucky.db"
+    process = start("serve", "--port", "0", "--log-level", "debug", "--db", db)
+    url = re.search(r"ws://\S+/ws", process.wait_for("Make a token"))
+    assert url
+    created = subprocess.run(
+        [*ENTRY, "projects", "create", "p", "--json", "--db", str(db)],
+        check=True,
+        capture_output=True,
+        timeout=WAIT_SECONDS,
+    )
+    project = json.loads(created.stdout)
+    token = create_token("user", project["projectId"], project["hmacKey"], create_budget(1, 1))
+    forged = f"{token[:-4]}AAAA"
+
+    async def visit() -> None:
+        assert (await Chucky(token, url[0]).prompt("hi")).subtype == "success"
+        for query in (f"?token={token}", f"?token={forged}", f"nope?token={token}"):
+            async with asyncio.timeout(WAIT_SECONDS), connect(f"{url[0]}{query}") as socket:
+                with contextlib.suppress(ConnectionClosed):
+                    await socket.send("{")
+                    async for _frame in socket:
+                        pass
+
+    asyncio.run(visit())
+    exit_code, _rest = process.end(signal.SIGTERM)
+    assert exit_code == 0
+    assert process.errors
+    for secret in (token, forged, project["hmacKey"], token.split(".")[2]):
+        assert secret not in process.errors

@@ -335,6 +335,35 @@ async def test_the_provider_gets_the_whole_conversation_marked_for_caching(
     assert "user-1" not in first["metadata"]["user_id"]
 
 
+async def test_blocks_reach_the_provider_without_what_a_client_added(
+    start_server: Any, dial: Any
+) -> None:
+    recorder = Recorder()
+    image = {"type": "base64", "media_type": "image/png", "data": "aGk="}
+    text = {"type": "text", "text": "Look."}
+    added = {"cache_control": {"type": "ephemeral", "ttl": "1h"}, "bogus": 1}
+    content = [{**text, **added}, {"type": "image", "source": {**image, **added}, **added}, text]
+    async with (
+        provider(recorder) as url,
+        start_server(upstream_url=url) as server,
+        dial(server.url, token=server.token()) as raw,
+    ):
+        for _ in range(3):
+            await raw.send(type="user", message={"role": "user", "content": content})
+            await raw.result()
+    last = recorder.requests[-1]["messages"]
+    assert last[0]["content"] == [text, {"type": "image", "source": image}, text]
+    assert json.dumps(recorder.requests[-1]).count("cache_control") == 1
+
+
+async def test_a_provider_that_asks_for_a_long_pause_is_not_asked_again(
+    client: Chucky, script: Callable[..., str]
+) -> None:
+    busy = {"status": 429, "type": "rate_limit_error", "message": "later", "retry_after": 60}
+    result = await client.prompt(script({"error": busy}, {"text": "too soon"}))
+    assert result.error.reason == "model_rate_limited"
+
+
 async def test_a_preset_prompt_is_its_appended_text_and_a_blank_one_is_none(
     start_server: Any, dial: Any
 ) -> None:

@@ -105,12 +105,13 @@ async def test_stopping_the_server_ends_turns_with_a_result(
         server = await running.enter_async_context(start_server())
         async with dial(server.url, token=server.token()) as client:
             await _ready(client, "result_details")
-            await client.ask(script({"text": "never", "delay_ms": 60_000}))
+            for _ in range(3):  # the one that runs and those that wait
+                await client.ask(script({"text": "never", "delay_ms": 60_000}))
             await client.receive_until("system")
             await running.aclose()
             code, frames = await client.closed()
     assert code == 1012
-    assert [frame["error"]["reason"] for frame in frames] == ["server_stopping"]
+    assert [frame["error"]["reason"] for frame in frames] == ["server_stopping"] * 3
 
 
 async def test_without_its_database_the_server_is_not_healthy(

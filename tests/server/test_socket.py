@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.exceptions import ConnectionClosed
 
 TOOL = {
     "name": "add",
@@ -301,6 +301,7 @@ async def test_unknown_frames_are_ignored(server: Any, dial: Any) -> None:
     [
         ("{not json", "The frame"),
         ('{"type":"user"}', "message"),
+        ('{"type":"user","message":{"role":"assistant","content":"x"}}', "message.role"),
         ('{"type":"tool_result","payload":{}}', "payload.callId"),
     ],
 )
@@ -455,6 +456,35 @@ async def test_php_oddities_in_schemas_are_tolerated(server: Any, dial: Any) -> 
         assert (await client.result())["subtype"] == "success"
 
 
+PIXEL = {"type": "base64", "media_type": "image/png", "data": "aGk="}
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"type": "text"},
+        {"type": "text", "text": "  "},
+        {"type": "image"},
+        {"type": "image", "source": {"type": "url", "url": "http://127.0.0.1/x.png"}},
+        {"type": "image", "source": {"type": "file", "file_id": "f"}},
+        {"type": "image", "source": {**PIXEL, "media_type": "image/svg+xml"}},
+        {"type": "document", "source": {**PIXEL, "media_type": "text/html"}},
+    ],
+)
+async def test_a_block_of_another_form_is_refused_and_the_session_goes_on(
+    server: Any, dial: Any, block: dict[str, Any]
+) -> None:
+    async with dial(server.url, token=server.token()) as client:
+        await client.send(type="init", payload={"capabilities": ["result_details"]})
+        content = [{"type": "text", "text": "Look:"}, block]
+        await client.send(type="user", message={"role": "user", "content": content})
+        result = await client.result()
+        assert result["error"]["reason"] == "content_invalid"
+        assert result["result"].startswith("Block 2 ")
+        await client.ask("What is 2 + 2?")
+        assert (await client.result())["subtype"] == "success"
+
+
 async def test_an_empty_message_is_an_error_result(server: Any, dial: Any) -> None:
     async with dial(server.url, token=server.token()) as client:
         await client.ask("   ")
@@ -495,10 +525,10 @@ async def test_more_sessions_than_allowed_are_refused_by_name(server: Any, dial:
 
 
 async def test_a_wrong_path_is_not_found_and_no_matter_of_the_token(server: Any, dial: Any) -> None:
-    with pytest.raises(InvalidStatus) as caught:
-        async with dial(server.url.replace("/ws", "/nope"), header=server.token()):
-            pass
-    assert caught.value.response.status_code == 404
+    async with dial(server.url.replace("/ws", "/nope"), header=server.token()) as client:
+        code, frames = await client.closed()
+    assert code == 1008
+    assert [frame["payload"]["details"]["reason"] for frame in frames] == ["wrong_path"]
 
 
 def test_healthz_says_that_the_server_is_ready(server: Any) -> None:

@@ -19,6 +19,7 @@ from chucky.cli.options import (
     UrlOption,
     load_settings,
 )
+from chucky.errors import ValidationError
 
 if TYPE_CHECKING:
     from chucky.messages import PromptResult
@@ -52,7 +53,7 @@ def prompt(
     settings = load_settings(config, db=db)
     address = server_url(settings, url)
     bearer = user_token(settings, address, token, _TOKEN_SECONDS)
-    message = sys.stdin.read() if text == "-" else text
+    message = _standard_input() if text == "-" else text
 
     async def ask() -> PromptResult:
         async with Chucky(bearer, url=address) as client:
@@ -68,3 +69,12 @@ def prompt(
         raise typer.Exit(1)
     if not as_json:
         typer.echo(printable(str(result)) if sys.stdout.isatty() else str(result))
+
+
+def _standard_input() -> str:
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise ValidationError(
+            f"Standard input is not UTF-8 text (byte {error.start + 1}); convert it first."
+        ) from None

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
+import ssl
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -16,6 +18,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
+from chucky import wire
 from chucky.errors import AuthenticationError, ChuckyError, SessionError, ValidationError
 from chucky.listener import MAX_CLOSING_SECONDS, Listener, bind
 from chucky.server import auth
@@ -62,6 +65,7 @@ async def serve(
         ValidationError: A setting cannot work: the address is in use or may not be bound, the
             database cannot be opened, the model or price table is wrong.
     """
+    await asyncio.to_thread(_check_certificate, settings)
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(await _listen(settings))
         # Files and price tables are read in a thread: a loop that is part of another program
@@ -108,6 +112,7 @@ class Service:
             turn_timeout_seconds=settings.turn_timeout_seconds,
             tool_timeout_seconds=settings.tool_timeout_seconds,
             queued_inputs=settings.max_queued_inputs,
+            frame_bytes=settings.max_frame_bytes,
         )
         self._registry = Registry(sessions_per_user=settings.max_sessions_per_user)
         self._logged_notices: set[str] = set()
@@ -218,8 +223,39 @@ async def _listen(settings: Settings) -> socket.socket:
         return await bind(settings.host, settings.port)
     except OSError as error:
         raise ValidationError(
-            f"Cannot listen on {settings.host}:{settings.port} ({error.strerror}). Choose "
-            "another port with --port, or 0 for a free one."
+            f"Cannot listen on {settings.host}:{settings.port} ({_reason(error)}). Choose "
+            "another --host or --port; port 0 takes a free one."
+        ) from error
+
+
+def _reason(error: OSError) -> str:
+    # The event loop adds its own words to those of the system; look-ups have numbers of their own.
+    if error.errno is None or isinstance(error, socket.gaierror):
+        return str(error.strerror)
+    return os.strerror(error.errno)
+
+
+def _check_certificate(settings: Settings) -> None:
+    """Refuse a certificate that cannot be used, before anything is opened.
+
+    Raises:
+        ValidationError: It cannot be read, is none, or its key does not fit or has a password.
+    """
+    if settings.tls_cert is None:
+        return
+
+    def refuse_password() -> str:
+        raise ValidationError("The tls_key has a password; give a key without one.")
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
+            settings.tls_cert, settings.tls_key, password=refuse_password
+        )
+    except OSError as error:  # SSLError is one
+        raise ValidationError(
+            f"The certificate tls_cert {str(settings.tls_cert)!r} cannot be used with tls_key "
+            f"{str(settings.tls_key)!r} ({error.strerror or error}); both must be PEM and belong "
+            "together."
         ) from error
 
 
@@ -230,8 +266,13 @@ def _url(settings: Settings, listener: socket.socket) -> str:
 
 
 async def _wrong_path(websocket: WebSocket) -> None:
-    # Without an answer of ours it would be 403, which reads as if the token were refused.
-    await websocket.send_denial_response(PlainTextResponse("Connect to /ws.\n", status_code=404))
+    # A refused upgrade would be HTTP 403, which reads as if the token were bad.
+    await websocket.accept()
+    sentence = "There is nothing at this path; connect to /ws."
+    await websocket.send_text(
+        wire.error_frame(sentence, code="VALIDATION_ERROR", reason="wrong_path")
+    )
+    await websocket.close(1008, "wrong_path")
 
 
 async def _not_a_websocket(_request: Request) -> Response:

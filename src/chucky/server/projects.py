@@ -95,6 +95,7 @@ class ProjectDirectory:
         self._poll_seconds = poll_seconds
         self._fail_closed_after_seconds = fail_closed_after_seconds
         self._callbacks: list[Callable[[], None]] = []
+        self._refreshing = asyncio.Lock()
         self._failure: str | None = None
         self._failing_since: float | None = None
         self._counter, self._projects = self._read()
@@ -130,7 +131,8 @@ class ProjectDirectory:
         A store that cannot be read is no news here: :meth:`run` notices and deals with it.
         """
         try:
-            news = await asyncio.to_thread(self._read_if_changed)
+            async with self._refreshing:  # one thread at a time, however many ask
+                news = await asyncio.to_thread(self._read_if_changed)
         except ChuckyError:
             return False
         if news is not None:

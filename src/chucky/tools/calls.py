@@ -50,7 +50,9 @@ async def call_tool(tool: Tool, arguments: object) -> ToolResult:
     try:
         async with asyncio.timeout(tool.timeout_seconds) as limit:
             value = await _run(function, bound)
-    except Exception as error:  # a handler may raise anything; the model is told
+    except (Exception, SystemExit) as error:
+        # A handler may raise anything, and one that calls argparse or sys.exit() must not end
+        # the whole program; the model is told.
         if isinstance(error, TimeoutError) and limit.expired():
             return error_result(
                 f"Error: tool {tool.name!r} did not finish within {tool.timeout_seconds:g} seconds."
@@ -73,7 +75,7 @@ def _is_async(function: Function) -> bool:
     )
 
 
-def _failed(tool: Tool, error: Exception) -> ToolResult:
+def _failed(tool: Tool, error: BaseException) -> ToolResult:
     _logger.info("tool %r failed", tool.name, exc_info=error)
     try:
         text = str(error)

@@ -145,14 +145,14 @@ class _Socket:
         except TimeoutError:
             logger.warning("a client did not read for %g s; it is left", SEND_TIMEOUT_SECONDS)
             self._gone = True
-            self._begin_ending(self._end(None, POLICY_VIOLATION))
+            self._begin_ending(self._end(POLICY_VIOLATION, "not_reading"))
         except (WebSocketDisconnect, RuntimeError):
             self._gone = True
 
     async def refuse(self, error: ChuckyError, code: int = POLICY_VIOLATION) -> None:
         """Tell the client why it is not served, and close."""
         await self.send(wire.error_frame(str(error), code=error.code, reason=error.reason))
-        await self._close(code)
+        await self._close(code, error.reason)
 
     async def refuse_frame(self, error: wire.FrameError) -> None:
         """Name what is wrong with a frame, and close."""
@@ -235,15 +235,16 @@ class _Socket:
         """Let a running turn end with ``error`` as its result, then close."""
         assert self._session is not None
         was_busy = self._session.busy
-        self._session.interrupt(error)
+        self._session.stop(error)
         try:
             async with asyncio.timeout(STOP_SECONDS):
                 await self._session.wait_idle()
         except TimeoutError:
             pass  # the client does not take its result; it is closed all the same
-        tell = not was_busy and self._session.named(wire.ERROR_FRAMES)
+        if not was_busy and self._session.named(wire.ERROR_FRAMES):
+            await self.send(wire.error_frame(str(error), code=error.code, reason=error.reason))
         code = SERVICE_RESTART if isinstance(error, SessionError) else POLICY_VIOLATION
-        await self._end(error if tell else None, code)
+        await self._end(code, error.reason)
 
     def _begin_ending(self, ending: Coroutine[Any, Any, None]) -> None:
         """Run ``ending`` beside the session, unless that is ending already."""
@@ -255,17 +256,15 @@ class _Socket:
             pass  # the group takes no more tasks: something else has ended it
         ending.close()
 
-    async def _end(self, error: ChuckyError | None, code: int) -> None:
-        if error is not None:
-            await self.send(wire.error_frame(str(error), code=error.code, reason=error.reason))
-        await self._close(code)
+    async def _end(self, code: int, reason: str | None) -> None:
+        await self._close(code, reason)
         raise _Ended
 
-    async def _close(self, code: int) -> None:
+    async def _close(self, code: int, reason: str | None = None) -> None:
         self._gone = True
         try:
             async with asyncio.timeout(SEND_TIMEOUT_SECONDS):
-                await self._websocket.close(code)
+                await self._websocket.close(code, reason)
         except (WebSocketDisconnect, RuntimeError, TimeoutError):
             pass  # it is closed already
 

@@ -95,9 +95,11 @@ class MessagesConversation:
             try:
                 await self._stream(reply, turn)
             except UpstreamError as error:
-                if not error.retryable or attempt == self._attempts or self._was_shown(reply):
+                pause_seconds = _pause_seconds(error, attempt)
+                may_help = error.retryable and pause_seconds <= _LONGEST_RETRY_SECONDS
+                if not may_help or attempt == self._attempts or self._was_shown(reply):
                     raise
-                await asyncio.sleep(_pause_seconds(error, attempt))
+                await asyncio.sleep(pause_seconds)
             except asyncio.CancelledError:
                 self._keep_interrupted(reply)
                 raise
@@ -235,7 +237,7 @@ def _pause_seconds(error: UpstreamError, attempt: int) -> float:
     The jitter keeps many sessions that failed together from coming back together.
     """
     if error.retry_after_seconds is not None:
-        return min(error.retry_after_seconds, _LONGEST_RETRY_SECONDS)
+        return error.retry_after_seconds
     pause: float = min(_FIRST_RETRY_SECONDS * 2 ** (attempt - 1), _LONGEST_RETRY_SECONDS)
     jitter = random.uniform(0.5, 1.0)  # noqa: S311 - not for secrets
     return pause * jitter

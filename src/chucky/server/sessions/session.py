@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from chucky import wire
-from chucky.errors import ChuckyError, ValidationError
+from chucky.errors import ChuckyError
 from chucky.server.admission import Grant
 from chucky.server.auth import Identity
 from chucky.server.engines.base import Answer, Content, Conversation, Engine, SessionSpec
 from chucky.server.model.meter import Meter
 from chucky.server.model.pricing import nanos_to_dollars
+from chucky.server.sessions.content import checked_content
 from chucky.server.sessions.toolcalls import ToolCalls
 from chucky.server.sessions.turn import Outbox, RunningTurn
 
@@ -34,6 +35,7 @@ class Limits:
     turn_timeout_seconds: float
     tool_timeout_seconds: float
     queued_inputs: int
+    frame_bytes: int
 
 
 class Session:
@@ -81,6 +83,7 @@ class Session:
         self._idle = asyncio.Event()
         self._total = Meter()
         self._announced = False
+        self._stopped: ChuckyError | None = None
 
     @property
     def begun(self) -> bool:
@@ -116,6 +119,7 @@ class Session:
             "capabilities": list(wire.CAPABILITIES),
             "ignored": list(grant.ignored),
             "notices": list(grant.notices),
+            "maxFrameBytes": self._limits.frame_bytes,
         }
         await self._outbox.send(wire.control_frame("session_info", info))
 
@@ -147,15 +151,18 @@ class Session:
         """Hand in the answer to a tool call."""
         self._tool_calls.deliver(reply)
 
-    def interrupt(self, error: ChuckyError | None = None) -> None:
-        """End the running turn now; ``error`` says why, if it was not the user's wish."""
+    def interrupt(self) -> None:
+        """End the running turn now, because the user wants it."""
         if self._turn is not None:
             self._turn.interrupt(
-                error
-                or ChuckyError(
-                    "The turn was interrupted.", code="INTERRUPTED", reason="interrupted"
-                )
+                ChuckyError("The turn was interrupted.", code="INTERRUPTED", reason="interrupted")
             )
+
+    def stop(self, error: ChuckyError) -> None:
+        """End the running turn and every one that waits or comes with ``error``."""
+        self._stopped = error
+        if self._turn is not None:
+            self._turn.interrupt(error)
 
     async def run(self) -> None:
         """Answer inputs, one after the other, until cancelled."""
@@ -197,13 +204,15 @@ class Session:
         await turn.emit(self._result(turn, outcome))
 
     async def _answer(self, content: Content, turn: RunningTurn) -> Answer:
+        if self._stopped is not None:
+            raise self._stopped
         grant, conversation = self._grant, self._conversation
         if isinstance(grant, ChuckyError):
             raise grant
         assert grant is not None
         assert conversation is not None
         self._recheck(self.identity)
-        _check_content(content)
+        content = checked_content(content)
         if not self._announced:
             self._announced = True
             await turn.emit(_system_init(grant))
@@ -279,9 +288,3 @@ def _system_init(grant: Grant) -> dict[str, Any]:
         "model": grant.model.id,
         "permissionMode": "default",
     }
-
-
-def _check_content(content: Content) -> None:
-    blank = not content.strip() if isinstance(content, str) else not content
-    if blank:
-        raise ValidationError("The message is empty; send some text.", reason="empty_message")

@@ -379,8 +379,7 @@ class Session:
                 raise
             # Nobody cancelled this call: the handler waited for something that was cancelled.
             result = error_result(f"Error: tool {tool.name!r} was cancelled.")
-        if not self._closed:
-            await self._answer(call, result)
+        await self._answer(call, result)
 
     async def _answer(self, call: wire.ToolCall, result: ToolResult) -> None:
         if self._connection is not None:

@@ -55,7 +55,7 @@ class Turn:
 
     def fail(self, error: ChuckyError) -> None:
         """Make reading on, past what has come, raise ``error``; only the first one counts."""
-        if self._error is None and not self._over.is_set():
+        if self._error is None:
             self._error = error
             self._changed.set()
 

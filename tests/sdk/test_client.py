@@ -9,7 +9,7 @@ import secrets
 import subprocess
 import sys
 import warnings
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -280,6 +280,16 @@ async def test_a_result_is_a_dictionary_and_an_object(scripted_server: StartServ
 # ---- logs ------------------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def _fresh_logger() -> Iterator[None]:
+    logger = logging.getLogger("chucky")
+    level, handlers = logger.level, list(logger.handlers)
+    logger.setLevel(logging.NOTSET)
+    yield
+    logger.setLevel(level)
+    logger.handlers = handlers
+
+
 async def prompt(client: Chucky) -> None:
     await client.prompt("What is the capital of France?")
 
@@ -304,6 +314,7 @@ async def test_debug_logs_every_frame_and_never_the_token(
     server = await scripted_server(script)
     async with server.client(debug=debug) as client:
         await use(client)
+    assert logging.getLogger("chucky").level == logging.DEBUG
     said = [record.getMessage() for record in caplog.records if record.name == "chucky"]
     assert [line for line in said if "capital of France" in line and line.startswith("> ")]
     assert [line for line in said if "Paris." in line and line.startswith("< ")]

@@ -127,6 +127,16 @@ async def test_closing_several_times_at_once_says_goodbye_once(
     assert at.farewell == [{"type": "control", "payload": {"action": "close"}}]
 
 
+async def test_closing_does_not_wait_for_the_time_a_turn_may_take(
+    scripted_server: StartServer,
+) -> None:
+    at = Stage()
+    server = await scripted_server(at.in_turn)
+    async with server.client(turn_timeout=600) as client, client.create_session() as session:
+        await session.send("Hello")
+        await at.reached.wait()
+
+
 async def test_closing_ends_a_handshake(scripted_server: StartServer) -> None:
     at = Stage()
     server = await scripted_server(at.before_ready)
@@ -304,6 +314,23 @@ async def test_cancelling_twice_cuts_the_connection(scripted_server: StartServer
     with pytest.raises(asyncio.CancelledError):
         await task
     server.peers[0].abort()
+
+
+async def test_a_program_that_cancels_all_tasks_ends_open_turns(
+    scripted_server: StartServer,
+) -> None:
+    at = Stage()
+    server = await scripted_server(at.in_turn)
+    async with server.client() as client, client.create_session() as session:
+        await session.send("Hello")
+        await at.reached.wait()
+        for task in asyncio.all_tasks():
+            if "Session." in str(task.get_coro()):
+                task.cancel()
+        with pytest.raises(SessionError, match=r"^The session was cancelled\.$"):
+            await texts(session.stream())
+        with pytest.raises(SessionError, match="was cancelled"):
+            await session.send("Hello again")
 
 
 async def test_closing_the_event_generator_early_closes_the_socket(

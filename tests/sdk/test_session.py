@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from chucky import ChuckyTimeoutError, Message, SessionError, ValidationError
+from chucky import (
+    ChuckyConnectionError,
+    ChuckyTimeoutError,
+    Message,
+    SessionError,
+    ValidationError,
+)
 from chucky.session import MAX_WAITING_TURNS
 
 if TYPE_CHECKING:
@@ -252,6 +259,7 @@ async def test_the_session_id_comes_from_whatever_names_it(
         await peer.send(result)
         second = await peer.expect("user")
         assert second["session_id"] == "my-id"
+        await peer.send(peer.control("session_info", sessionId=""))
         await peer.send({**peer.result(), "session_id": None})
         await peer.until_closed()
 
@@ -316,6 +324,73 @@ async def test_too_many_unread_messages_end_their_turn_with_a_reason(
         assert await texts(session.stream()) == ["Second.", "Second."]
 
 
+async def test_the_first_reason_a_turn_fails_for_is_the_one_it_raises(
+    scripted_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chucky.turn.MAX_UNREAD_MESSAGES", 2)
+
+    async def script(peer: Peer) -> None:
+        await peer.start()
+        await peer.expect("user")
+        await peer.send(*(peer.assistant(f"{number}") for number in range(4)))
+        peer.abort()
+
+    server = await scripted_server(script)
+    async with server.client() as client, client.create_session() as session:
+        await session.send("one")
+        await session.send("two")
+        first, second = session.stream(), session.stream()
+        assert str(await anext(first)) == "0"
+        with pytest.raises(ChuckyConnectionError):
+            await anext(second)
+        with pytest.raises(SessionError, match="were not read"):
+            await texts(first)
+
+
+@pytest.mark.parametrize("how", ["break", "aclose"])
+async def test_what_is_left_of_a_turn_that_was_left_takes_no_memory(
+    scripted_server: StartServer, how: str
+) -> None:
+    has_left, all_is_read = asyncio.Event(), asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.start()
+        await peer.expect("user")
+        await peer.send(*(peer.assistant(f"{number}") for number in range(50)))
+        await peer.settle()
+        all_is_read.set()
+        await has_left.wait()
+        await peer.send(*(peer.assistant(f"{number}") for number in range(50)))
+        await peer.settle()
+        await peer.send(peer.result())
+        await peer.turn()
+        await peer.until_closed()
+
+    server = await scripted_server(script)
+    before = count_messages()
+    async with server.client() as client, client.create_session() as session:
+        await session.send("Count")
+        await all_is_read.wait()
+        stream = session.stream()
+        async for _message in stream:
+            break
+        if how == "aclose":
+            await stream.aclose()
+        else:
+            del stream
+        has_left.set()
+        await session.send("And now?")
+        async for message in session.stream():
+            if message.type == "result":
+                break
+        assert count_messages() <= before + 2
+
+
+def count_messages() -> int:
+    gc.collect()
+    return sum(isinstance(each, Message) for each in gc.get_objects())
+
+
 @pytest.mark.parametrize("answered", [False, True])
 async def test_too_many_messages_without_reading_are_refused_and_room_comes_back(
     scripted_server: StartServer, answered: bool
@@ -346,6 +421,32 @@ async def test_too_many_messages_without_reading_are_refused_and_room_comes_back
         for _ in range(MAX_WAITING_TURNS - 1):
             assert await texts(session.stream()) == ["Hello!", "Hello!"]
         assert await texts(session.stream()) == ["Last.", "Last."]
+
+
+async def test_messages_that_wait_while_their_streams_are_read_are_limited_too(
+    scripted_server: StartServer,
+) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.start()
+        await is_refused.wait()
+        await peer.turn()
+        await peer.until_closed()
+
+    is_refused = asyncio.Event()
+    server = await scripted_server(script)
+    async with server.client() as client, client.create_session() as session:
+        reading = []
+        for number in range(1 + MAX_WAITING_TURNS):
+            await session.send(f"{number}")
+            reading.append(asyncio.create_task(texts(session.stream())))
+            await asyncio.sleep(0)
+        with pytest.raises(SessionError, match="100 messages are waiting"):
+            await session.send("One more")
+        is_refused.set()
+        assert await reading[0] == ["Hello!", "Hello!"]
+        await session.send("One more")
+    ends = await asyncio.gather(*reading, return_exceptions=True)
+    assert all(isinstance(end, SessionError) for end in ends[1:])
 
 
 # ---- stopping a turn -------------------------------------------------------------------------
@@ -396,18 +497,43 @@ async def test_a_turn_that_takes_too_long_is_interrupted_and_the_session_goes_on
         await peer.start(capabilities=["interrupt"])
         await peer.expect("user")
         assert (await peer.expect("control"))["payload"] == {"action": "interrupt"}
+        await has_failed.wait()
         await peer.send(peer.assistant("too late"), peer.result("Stopped."))
         await peer.turn("Fine.")
         await peer.until_closed()
 
+    has_failed = asyncio.Event()
     server = await scripted_server(script)
     async with server.client(turn_timeout=0.05) as client, client.create_session() as session:
         await session.send("Count")
         with pytest.raises(ChuckyTimeoutError, match=r"longer than turn_timeout \(0\.05 s\)"):
             await texts(session.stream())
+        has_failed.set()
         session.options.turn_timeout = None
         await session.send("And now?")
         assert await texts(session.stream()) == ["Fine.", "Fine."]
+
+
+async def test_what_comes_after_the_time_is_up_is_not_read(scripted_server: StartServer) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.start(capabilities=["interrupt"])
+        await peer.expect("user")
+        await peer.send(peer.assistant("in time"))
+        await peer.expect("control")
+        await peer.send(peer.assistant("too late"))
+        await peer.settle()
+        all_is_read.set()
+        await peer.until_closed()
+
+    all_is_read = asyncio.Event()
+    server = await scripted_server(script)
+    async with server.client(turn_timeout=0.05) as client, client.create_session() as session:
+        await session.send("Count")
+        await all_is_read.wait()
+        stream = session.stream()
+        assert str(await anext(stream)) == "in time"
+        with pytest.raises(ChuckyTimeoutError):
+            await anext(stream)
 
 
 async def test_a_turn_that_cannot_be_interrupted_ends_its_session(

@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from typing import Any, TypeVarTuple
 
 from chucky import wire
-from chucky.connection import CLOSE_TIMEOUT_SECONDS, Connection
+from chucky.connection import CLOSE_TIMEOUT_SECONDS, MAX_FRAME_BYTES, Connection
 from chucky.errors import (
     ChuckyConnectionError,
     ChuckyError,
@@ -73,6 +73,7 @@ class Session:
         self._on_close = on_close
         self._session_id = ""
         self._server_capabilities: frozenset[str] = frozenset()
+        self._max_frame_bytes = MAX_FRAME_BYTES  # until the server says how much it takes
         self._connection: Connection | None = None
         self._connecting = asyncio.Lock()
         self._opening: asyncio.Timeout | None = None
@@ -113,6 +114,11 @@ class Session:
         frame = _user_frame(message, self._session_id)
         self._check_usable()
         await self._connect()
+        if len(frame) > self._max_frame_bytes:
+            raise ValidationError(
+                f"The message has {len(frame)} bytes, and the server takes "
+                f"{self._max_frame_bytes}; send less at once."
+            )
         if max(len(self._queued), len(self._untaken)) >= MAX_WAITING_TURNS:
             raise SessionError(
                 f"The answers to {MAX_WAITING_TURNS} messages are waiting; read them with "
@@ -347,6 +353,9 @@ class Session:
             session_id = data.get("sessionId")
             if isinstance(session_id, str) and session_id:
                 self._session_id = session_id
+            limit = data.get("maxFrameBytes")
+            if isinstance(limit, int):
+                self._max_frame_bytes = limit
             named = data.get("capabilities")
             if isinstance(named, list):
                 self._server_capabilities = frozenset(map(str, named))
@@ -382,10 +391,17 @@ class Session:
         await self._answer(call, result)
 
     async def _answer(self, call: wire.ToolCall, result: ToolResult) -> None:
-        if self._connection is not None:
-            await self._connection.send(
-                wire.tool_result_frame(call.call_id, result.content, is_error=result.is_error)
+        if self._connection is None:
+            return
+        frame = wire.tool_result_frame(call.call_id, result.content, is_error=result.is_error)
+        if len(frame) > self._max_frame_bytes:
+            # Sent all the same it would cost the connection, and the model would never know.
+            too_large = error_result(
+                f"Error: the result of tool {call.tool_name!r} has {len(frame)} bytes, and the "
+                f"server takes {self._max_frame_bytes}; have it return less."
             )
+            frame = wire.tool_result_frame(call.call_id, too_large.content, is_error=True)
+        await self._connection.send(frame)
 
 
 def _user_frame(message: object, session_id: str) -> str:

@@ -12,7 +12,7 @@ import httpx2
 import pytest
 from websockets.frames import Frame, Opcode
 
-from chucky import Chucky
+from chucky import Chucky, ValidationError, tool
 from chucky.server.edge import websocket
 from chucky.server.model import anthropic_api
 
@@ -106,3 +106,25 @@ async def test_a_stop_does_not_wait_for_a_client_that_does_not_take_its_result(
         await asyncio.to_thread(server.store.disable_project, server.project_id)
         code, _frames = await client.closed()
     assert code == 1008
+
+
+async def test_what_is_larger_than_the_server_takes_is_said_and_costs_no_connection(
+    start_server: Any, script: Callable[..., str]
+) -> None:
+    @tool("dump", "Returns far too much")
+    def dump() -> str:
+        return "x" * 70_000
+
+    call = script({"tools": [{"name": "dump", "input": {}}]}, {"text": "went on"})
+    async with start_server(max_frame_bytes=65_536) as server:
+        client = Chucky(server.token(), server.url)
+        async with client.create_session(tools=[dump]) as session:
+            await session.send(call)
+            messages = [message async for message in session.stream()]
+            assert messages[-1].result == "went on"
+            told = next(message for message in messages if message.type == "user")
+            assert "65536" in json.dumps(told)
+            with pytest.raises(ValidationError, match="65536"):
+                await session.send("x" * 70_000)
+            await session.send("What is 2 + 2?")
+            assert [m async for m in session.stream()][-1].subtype == "success"

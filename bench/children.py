@@ -43,7 +43,7 @@ class Child:
         self, command: Sequence[str], directory: Path, variables: dict[str, str] | None = None
     ) -> None:
         self._command = list(command)
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop()
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._process = subprocess.Popen(
             self._command,
@@ -186,6 +186,11 @@ def _memory_kib(pid: int, field: str) -> int:
         if name == field:
             return int(value.split()[0])
     raise ChildError(f"The system does not tell the memory ({field}) of process {pid}.")
+
+
+def open_files(pid: int) -> int:
+    """How many files and sockets a process has open."""
+    return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
 
 
 def cpu_seconds(pid: int) -> float:

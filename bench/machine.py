@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -51,6 +53,33 @@ def describe_run(command: str) -> dict[str, Any]:
             **{name: version(name) for name in _PACKAGES},
         },
     }
+
+
+class Bystanders:
+    """How much of the processors others use while a benchmark runs: its figures suffer from it."""
+
+    def __init__(self) -> None:
+        self._started_at = time.monotonic()
+        self._others = _all_cpu_seconds() - _own_cpu_seconds()
+
+    def cpu_share(self) -> float:
+        """The share (0 to 1) since this was made; all processes started since must have ended."""
+        others = _all_cpu_seconds() - _own_cpu_seconds() - self._others
+        capacity = (time.monotonic() - self._started_at) * (os.cpu_count() or 1)
+        return round(max(0.0, others / capacity), 3)
+
+
+def _all_cpu_seconds() -> float:
+    """What all processes of the machine have used so far."""
+    first = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0]
+    user, nice, system = (int(ticks) for ticks in first.split()[1:4])
+    return (user + nice + system) / os.sysconf("SC_CLK_TCK")
+
+
+def _own_cpu_seconds() -> float:
+    """What this process and those it has started have used."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def _cpu_model() -> str:

@@ -18,7 +18,8 @@ _INTRODUCTION = """\
 How fast Chucky is, and what it weighs. Every figure is measured beside a peer in the same run, the
 two in turns, because a number alone says more about the machine than about the program. Ours and
 the peer's are medians of the runs, with the least and the greatest in parentheses; the ratio is
-that of the medians. What a profiler says about a missed target stands below its table, where there is one yet.
+that of the medians. What a profiler says about a missed target stands below its table, where
+there is such a profile yet.
 
 This page is written by `scripts/bench` from the files in `bench/results`, which have all runs. To
 measure again, on a machine that does nothing else meanwhile:

@@ -243,7 +243,7 @@ async def test_stop_iteration_in_a_plain_handler_is_told_to_the_model() -> None:
     assert "StopIteration" in text_of(await call(handler, {}))
 
 
-@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, asyncio.CancelledError])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, asyncio.CancelledError])
 async def test_what_is_no_ordinary_exception_is_not_swallowed(error: type[BaseException]) -> None:
     async def asynchronous() -> None:
         raise error

@@ -36,6 +36,7 @@ runs on loopback addresses of one machine. The published 0.2.0 of the SDK, the p
 benchmarks, is installed once into an environment of its own.
 """
 
+_NEXT_TO_NOTHING = 0.1  # a ratio of two such values says nothing
 _HEADER = ("what", "ours", "peer", "ratio", "target", "")
 
 
@@ -118,7 +119,7 @@ def _ratio(row: Mapping[str, Any]) -> str:
         return f"{row['figure']:+.2f} {row['unit']}"
     if row["compared"] != "ours":
         return f"{row['figure']:.2f} ×, {row['compared']}"
-    if row["peer"] and row["peer"]["median"] > 0 and row["ours"]["median"] > 0:
+    if row["peer"] and min(row["peer"]["median"], row["ours"]["median"]) > _NEXT_TO_NOTHING:
         return f"{row['ours']['median'] / row['peer']['median']:.2f} ×, ours / peer"
     return "–"
 

@@ -65,6 +65,11 @@ class Grant:
         server_names: The tool servers these came from.
         max_turns: How often the model may be called per message; None for no limit of theirs.
         include_partial_messages: Whether the client wants partial messages.
+        fallback_model: What answers when the model is overloaded; None for nothing.
+        max_thinking_tokens: How much the model may think before it answers; 0 for not at all,
+            None for what it does unasked.
+        output_schema: JSON Schema the final answer must conform to; None for free text.
+        betas: Beta features of the provider to switch on.
         ignored: Options the client named that have no effect here.
         notices: Sentences for people: a successor answers, the offline model answers.
     """
@@ -77,6 +82,10 @@ class Grant:
     include_partial_messages: bool
     ignored: tuple[str, ...]
     notices: tuple[str, ...]
+    fallback_model: Model | None = None
+    max_thinking_tokens: int | None = None
+    output_schema: Mapping[str, Any] | None = None
+    betas: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,12 @@ class SessionSpec:
             engine's own limit.
         include_partial_messages: Whether the client wants the model's events as they come.
         caller: An opaque name of user and session, told to the provider with every call.
+        project_id: The project, whose provider key is used if it has one.
+        fallback_model: What answers when the model is overloaded; None for nothing.
+        max_thinking_tokens: How much the model may think before it answers; 0 for not at all,
+            None for what it does unasked.
+        output_schema: JSON Schema the final answer must conform to; None for free text.
+        betas: Beta features of the provider to switch on.
     """
 
     model: Model
@@ -53,6 +59,11 @@ class SessionSpec:
     max_turns: int | None
     include_partial_messages: bool
     caller: str
+    project_id: str
+    fallback_model: Model | None = None
+    max_thinking_tokens: int | None = None
+    output_schema: Mapping[str, Any] | None = None
+    betas: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,7 +109,13 @@ class MessagesConversation:
         raise AssertionError("the last attempt returns or raises")
 
     async def _stream(self, reply: Reply, turn: Turn) -> None:
-        call = self._gate.call(self._spec.model, self._request(), turn.meter)
+        call = self._gate.call(
+            self._spec.model,
+            self._request(),
+            turn.meter,
+            project_id=self._spec.project_id,
+            betas=self._spec.betas,
+        )
         async with aclosing(call) as events:
             async for event in events:
                 reply.feed(event.fields)

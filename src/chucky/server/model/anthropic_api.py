@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
@@ -62,7 +62,9 @@ class AnthropicUpstream:
         )
 
     @asynccontextmanager
-    async def stream(self, request: Mapping[str, Any]) -> AsyncIterator[AsyncIterator[str]]:
+    async def stream(
+        self, request: Mapping[str, Any], betas: Sequence[str] = ()
+    ) -> AsyncIterator[AsyncIterator[str]]:
         """Make a call; see :class:`~chucky.server.model.upstream.Upstream`."""
         with _own_errors():
             # `messages.create` would warn about models that are retired some day, which is the
@@ -71,6 +73,7 @@ class AnthropicUpstream:
                 "/v1/messages",
                 cast_to=object,
                 body={**request, "stream": True},
+                options={"headers": {"anthropic-beta": ",".join(betas)}} if betas else {},
                 stream=True,
                 stream_cls=anthropic.AsyncStream[object],
             )

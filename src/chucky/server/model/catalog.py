@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from chucky.errors import ValidationError
 
 Thinking = Literal["none", "adaptive", "budget"]
+ThinkingOff = Literal["disabled", "between_tools", "never"]
 
 #: Families whose bare name is an alias of their newest model.
 FAMILY_ALIASES = ("sonnet", "opus", "haiku")
@@ -42,6 +43,8 @@ class Model:
         successor: The id of the model that answers from that day on.
         thinking: ``"adaptive"`` (the model decides how much), ``"budget"`` (only with
             ``budget_tokens``) or ``"none"``.
+        thinking_off: How a model that thinks unasked is kept from it: ``"disabled"``,
+            ``"between_tools"`` (the least it can do), or ``"never"``.
     """
 
     id: str
@@ -54,6 +57,7 @@ class Model:
     retires: date | None = None
     successor: str | None = None
     thinking: Thinking = "none"
+    thinking_off: ThinkingOff = "disabled"
 
     def is_retired(self, today: date) -> bool:
         """Whether the vendor no longer answers on this day."""
@@ -220,6 +224,10 @@ _RULES: dict[str, _Rule] = {
     "thinking": _Rule(
         lambda value: isinstance(value, str) and value in get_args(Thinking),
         '"none", "adaptive" or "budget"',
+    ),
+    "thinking_off": _Rule(
+        lambda value: isinstance(value, str) and value in get_args(ThinkingOff),
+        '"disabled", "between_tools" or "never"',
     ),
 }
 _REQUIRED = ("family", "released", "context_tokens", "max_output_tokens")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -92,7 +92,13 @@ class Gate:
         self._clock = clock
 
     async def call(
-        self, model: Model, request: Mapping[str, Any], meter: Meter
+        self,
+        model: Model,
+        request: Mapping[str, Any],
+        meter: Meter,
+        *,
+        project_id: str,
+        betas: Sequence[str] = (),
     ) -> AsyncGenerator[Event, None]:
         """Call a model and yield its stream's events.
 
@@ -103,6 +109,8 @@ class Gate:
             model: The model; ``request`` must name it.
             request: The body of the Messages API, without ``stream``.
             meter: Where usage and cost are added.
+            project_id: Whose call it is; a project may have a provider key of its own.
+            betas: Beta features of the provider that this call uses.
 
         Raises:
             ValidationError: The model has no price; nothing was sent.
@@ -114,7 +122,7 @@ class Gate:
         count = _Count()
         started_at = time.monotonic_ns()
         try:
-            async with provider.upstream.stream(request) as events:
+            async with provider.upstream.stream(request, betas) as events:
                 async for text in events:
                     event = _parse(text)
                     count.take(event)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
@@ -39,8 +39,14 @@ class UpstreamError(ChuckyError):
 class Upstream(Protocol):
     """A provider that speaks the Messages API. It makes each call once: retrying is not its job."""
 
-    def stream(self, request: Mapping[str, Any]) -> AbstractAsyncContextManager[AsyncIterator[str]]:
+    def stream(
+        self, request: Mapping[str, Any], betas: Sequence[str] = ()
+    ) -> AbstractAsyncContextManager[AsyncIterator[str]]:
         """Make a call; the context yields the stream's events, each as its JSON text.
+
+        Args:
+            request: The body of the Messages API, without ``stream``.
+            betas: Names of the provider's beta features to switch on for this call.
 
         Raises:
             UpstreamError: On entering or while iterating.

@@ -228,6 +228,11 @@ class Session:
             max_turns=grant.max_turns,
             include_partial_messages=grant.include_partial_messages,
             caller=f"user_{hashlib.sha256(user).hexdigest()}_session_{self.session_id}",
+            project_id=self.identity.project_id,
+            fallback_model=grant.fallback_model,
+            max_thinking_tokens=grant.max_thinking_tokens,
+            output_schema=grant.output_schema,
+            betas=grant.betas,
         )
 
     def _result(self, turn: RunningTurn, outcome: Answer | ChuckyError) -> dict[str, Any]:

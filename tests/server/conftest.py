@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
@@ -13,10 +14,15 @@ from typing import Any, Literal
 from urllib.parse import urlencode
 
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from chucky import create_budget, create_token
+from chucky.listener import Listener
 from chucky.server.app import serve
 from chucky.server.settings import Settings
 from chucky.server.store import SqliteStore
@@ -164,5 +170,131 @@ def start_server(tmp_path: Path) -> StartServer:
             store.close()
             serving.cancel()
             await asyncio.wait([serving], timeout=WAIT_SECONDS)
+
+    return start
+
+
+# --- a provider whose answers the test decides ------------------------------------------------
+
+
+Event = dict[str, Any]
+
+
+@dataclass
+class ApiEvents:
+    """Makes the events of the Messages API."""
+
+    def message(self, *blocks: Event, stop_reason: str = "end_turn", **usage: int) -> list[Event]:
+        """The events of a message around those of its blocks."""
+        usage = {"input_tokens": 5, "output_tokens": 1, **usage}
+        start = {"id": "m", "type": "message", "role": "assistant", "content": [], "usage": usage}
+        end = {"delta": {"stop_reason": stop_reason}, "usage": {"output_tokens": 2}}
+        return [
+            {"type": "message_start", "message": start},
+            {"type": "ping"},
+            {"type": "novel_event", "whatever": 1},
+            *blocks,
+            {"type": "message_delta", **end},
+            {"type": "message_stop"},
+        ]
+
+    def block(self, start: Event, *deltas: Event, index: int = 0) -> list[Event]:
+        """The events of a block."""
+        return [
+            {"type": "content_block_start", "index": index, "content_block": start},
+            *({"type": "content_block_delta", "index": index, "delta": each} for each in deltas),
+            {"type": "content_block_stop", "index": index},
+        ]
+
+    def text_block(self, text: str, index: int = 0) -> list[Event]:
+        """The events of a text block."""
+        delta = {"type": "text_delta", "text": text}
+        return self.block({"type": "text", "text": ""}, delta, index=index)
+
+    def thinking_block(self, thinking: str, signature: str, index: int = 0) -> list[Event]:
+        """The events of a signed thinking block."""
+        return self.block(
+            {"type": "thinking", "thinking": "", "signature": ""},
+            {"type": "thinking_delta", "thinking": thinking},
+            {"type": "signature_delta", "signature": signature},
+            index=index,
+        )
+
+    def says(self, text: str) -> list[Event]:
+        """The events of a message that is one text."""
+        return self.message(*self.text_block(text))
+
+
+@pytest.fixture(scope="session")
+def api() -> ApiEvents:
+    """Events of the Messages API."""
+    return ApiEvents()
+
+
+@dataclass
+class Provider:
+    """A provider that keeps what it was asked.
+
+    Attributes:
+        answer: Makes of a request's body the events of the answer, or an HTTP status and the
+            body of an error.
+        requests: The bodies of the requests.
+        headers: Their headers.
+        url: Where it listens.
+    """
+
+    answer: Callable[[dict[str, Any]], list[Event] | tuple[int, Any]]
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    url: str = ""
+
+    async def respond(self, request: Request) -> Response:
+        """Answer a call."""
+        body = json.loads(await request.body())
+        self.requests.append(body)
+        self.headers.append(dict(request.headers))
+        answer = self.answer(body)
+        if isinstance(answer, tuple):
+            return JSONResponse(answer[1], answer[0])
+        return StreamingResponse(_as_stream(answer), media_type="text/event-stream")
+
+
+async def _as_stream(events: list[Event]) -> AsyncIterator[str]:
+    for event in events:
+        yield f"event: {event['type']}\ndata: {json.dumps(event)}\n\n"
+
+
+StartProvider = Callable[..., AbstractAsyncContextManager[Provider]]
+
+
+@pytest.fixture
+def start_provider(api: ApiEvents) -> StartProvider:
+    """Start a provider: ``async with start_provider(lambda request: api.says("Hi."))``.
+
+    Instead of a function, the answers may be given, one for each call and the last for all others.
+    """
+
+    @asynccontextmanager
+    async def start(*answers: Any) -> AsyncIterator[Provider]:
+        remaining = list(answers) or [api.says("Yes.")]
+
+        def answer(body: dict[str, Any]) -> Any:
+            following = remaining.pop(0) if len(remaining) > 1 else remaining[0]
+            return following(body) if callable(following) else following
+
+        provider = Provider(answer)
+        app = Starlette(routes=[Route("/{path:path}", provider.respond, methods=["POST"])])
+        started = asyncio.Event()
+        web = Listener(app, started.set)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            serving = asyncio.create_task(web.serve([listener]))
+            async with asyncio.timeout(WAIT_SECONDS):
+                await started.wait()
+            provider.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            try:
+                yield provider
+            finally:
+                web.should_exit = True
+                await asyncio.wait([serving], timeout=WAIT_SECONDS)
 
     return start

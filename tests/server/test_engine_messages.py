@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 import jwt
 import pytest
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
-from starlette.routing import Route
 
 from chucky import Chucky, tool
-from chucky.listener import Listener
 from chucky.options import DEFAULT_MODEL
 from chucky.session import Session
 
@@ -249,77 +241,15 @@ def _token_of_november(server: Any) -> str:
 Event = dict[str, Any]
 
 
-def message(*blocks: Event, stop_reason: str = "end_turn") -> list[Event]:
-    """The events of a message whose blocks are given as (start, deltas…) already."""
-    usage = {"input_tokens": 5, "output_tokens": 1}
-    start = {"id": "m", "type": "message", "role": "assistant", "content": [], "usage": usage}
-    end = {"delta": {"stop_reason": stop_reason}, "usage": {"output_tokens": 2}}
-    return [
-        {"type": "message_start", "message": start},
-        {"type": "ping"},
-        {"type": "novel_event", "whatever": 1},
-        *blocks,
-        {"type": "message_delta", **end},
-        {"type": "message_stop"},
-    ]
-
-
-def text_block(text: str, index: int = 0) -> list[Event]:
-    """The events of a text block."""
-    return block({"type": "text", "text": ""}, {"type": "text_delta", "text": text}, index=index)
-
-
-def block(start: Event, *deltas: Event, index: int = 0) -> list[Event]:
-    """The events of a block."""
-    return [
-        {"type": "content_block_start", "index": index, "content_block": start},
-        *({"type": "content_block_delta", "index": index, "delta": delta} for delta in deltas),
-        {"type": "content_block_stop", "index": index},
-    ]
-
-
-@dataclass
-class Recorder:
-    """A provider that answers every call with the same events and keeps the requests."""
-
-    events: list[Event] = field(default_factory=lambda: message(*text_block("Yes.")))
-    requests: list[dict[str, Any]] = field(default_factory=list)
-
-    async def answer(self, request: Request) -> Response:
-        self.requests.append(json.loads(await request.body()))
-        return StreamingResponse(self._stream(), media_type="text/event-stream")
-
-    async def _stream(self) -> AsyncIterator[str]:
-        for event in self.events:
-            yield f"event: {event['type']}\ndata: {json.dumps(event)}\n\n"
-
-
-@asynccontextmanager
-async def provider(recorder: Recorder) -> AsyncIterator[str]:
-    app = Starlette(routes=[Route("/{path:path}", recorder.answer, methods=["POST"])])
-    started = asyncio.Event()
-    web = Listener(app, started.set)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        task = asyncio.create_task(web.serve([listener]))
-        async with asyncio.timeout(WAIT_SECONDS):
-            await started.wait()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            web.should_exit = True
-            await asyncio.wait([task], timeout=WAIT_SECONDS)
-
-
 async def test_the_provider_gets_the_whole_conversation_marked_for_caching(
-    start_server: Any,
+    start_server: Any, start_provider: Any
 ) -> None:
-    recorder = Recorder()
-    async with provider(recorder) as url, start_server(upstream_url=url) as server:
+    async with start_provider() as provider, start_server(upstream_url=provider.url) as server:
         client = Chucky(server.token(), server.url, system_prompt="Be brief.")
         async with client.create_session(tools=[add], model="haiku") as session:
             await answers(session, "first")
             await answers(session, "second")
-    first, second = recorder.requests
+    first, second = provider.requests
     mark = {"type": "ephemeral"}
     assert first["system"] == [{"type": "text", "text": "Be brief.", "cache_control": mark}]
     assert [each["name"] for each in first["tools"]] == ["mcp__inline-tools__add"]
@@ -336,24 +266,23 @@ async def test_the_provider_gets_the_whole_conversation_marked_for_caching(
 
 
 async def test_blocks_reach_the_provider_without_what_a_client_added(
-    start_server: Any, dial: Any
+    start_server: Any, start_provider: Any, dial: Any
 ) -> None:
-    recorder = Recorder()
     image = {"type": "base64", "media_type": "image/png", "data": "aGk="}
     text = {"type": "text", "text": "Look."}
     added = {"cache_control": {"type": "ephemeral", "ttl": "1h"}, "bogus": 1}
     content = [{**text, **added}, {"type": "image", "source": {**image, **added}, **added}, text]
     async with (
-        provider(recorder) as url,
-        start_server(upstream_url=url) as server,
+        start_provider() as provider,
+        start_server(upstream_url=provider.url) as server,
         dial(server.url, token=server.token()) as raw,
     ):
         for _ in range(3):
             await raw.send(type="user", message={"role": "user", "content": content})
             await raw.result()
-    last = recorder.requests[-1]["messages"]
+    last = provider.requests[-1]["messages"]
     assert last[0]["content"] == [text, {"type": "image", "source": image}, text]
-    assert json.dumps(recorder.requests[-1]).count("cache_control") == 1
+    assert json.dumps(provider.requests[-1]).count("cache_control") == 1
 
 
 async def test_a_provider_that_asks_for_a_long_pause_is_not_asked_again(
@@ -365,60 +294,74 @@ async def test_a_provider_that_asks_for_a_long_pause_is_not_asked_again(
 
 
 async def test_a_preset_prompt_is_its_appended_text_and_a_blank_one_is_none(
-    start_server: Any, dial: Any
+    start_server: Any, start_provider: Any, dial: Any
 ) -> None:
-    recorder = Recorder()
     preset = {"type": "preset", "preset": "claude_code", "append": "Be kind."}
-    async with provider(recorder) as url, start_server(upstream_url=url) as server:
+    async with start_provider() as provider, start_server(upstream_url=provider.url) as server:
         for prompt in (preset, "   ", {"type": "preset", "preset": "claude_code"}):
             async with dial(server.url, token=server.token()) as raw:
                 await raw.send(type="init", payload={"systemPrompt": prompt})
                 await raw.ask("hi")
                 await raw.result()
-    systems = [request.get("system") for request in recorder.requests]
+    systems = [request.get("system") for request in provider.requests]
     assert [system and system[0]["text"] for system in systems] == ["Be kind.", None, None]
 
 
 TOOL_USE = {"type": "tool_use", "id": "t1", "name": "mcp__inline-tools__add", "input": {}}
 HALF_A_CALL = {"type": "input_json_delta", "partial_json": '{"a": 1, "b'}
 
+UNUSABLE: dict[str, tuple[Callable[[Any], list[Event]], str]] = {
+    "refusal": (lambda api: api.message(stop_reason="refusal"), "model_refused"),
+    "window exceeded": (
+        lambda api: api.message(
+            *api.text_block("long"), stop_reason="model_context_window_exceeded"
+        ),
+        "context_window_exceeded",
+    ),
+    "half a call": (
+        lambda api: api.message(*api.block(TOOL_USE, HALF_A_CALL), stop_reason="max_tokens"),
+        "output_limit_reached",
+    ),
+    "half a block": (
+        lambda api: api.message(*api.block(TOOL_USE, HALF_A_CALL)[:-1]),
+        "output_limit_reached",
+    ),
+    "a delta of no block": (
+        lambda api: api.message({"type": "content_block_delta", "index": 7, "delta": {}}),
+        "stream_malformed",
+    ),
+    "a start of nothing": (
+        lambda api: api.message({"type": "content_block_start"}),
+        "stream_malformed",
+    ),
+    "negative usage": (lambda api: api.message(input_tokens=-1), "model_stream_malformed"),
+    "no end": (lambda api: api.message()[:-1], "model_stream_dropped"),
+    "nothing": (lambda _api: [], "model_stream_dropped"),
+    "an error": (
+        lambda _api: [{"type": "error", "error": {"type": "odd_error", "message": "hm"}}],
+        "model_error",
+    ),
+}
 
-@pytest.mark.parametrize(
-    ("events", "reason"),
-    [
-        (message(stop_reason="refusal"), "model_refused"),
-        (
-            message(*text_block("long"), stop_reason="model_context_window_exceeded"),
-            "context_window_exceeded",
-        ),
-        (message(*block(TOOL_USE, HALF_A_CALL), stop_reason="max_tokens"), "output_limit_reached"),
-        (message(*block(TOOL_USE, HALF_A_CALL)[:-1]), "output_limit_reached"),
-        (message({"type": "content_block_delta", "index": 7, "delta": {}}), "stream_malformed"),
-        (message({"type": "content_block_start"}), "stream_malformed"),
-        (
-            [{"type": "message_start", "message": {"usage": {"input_tokens": -1}}}],
-            "model_stream_malformed",
-        ),
-        (message()[:-1], "model_stream_dropped"),
-        ([], "model_stream_dropped"),
-        ([{"type": "error", "error": {"type": "odd_error", "message": "hm"}}], "model_error"),
-    ],
-)
+
+@pytest.mark.parametrize(("events", "reason"), UNUSABLE.values(), ids=UNUSABLE)
 async def test_an_answer_that_cannot_be_used_is_an_error_that_says_why(
-    start_server: Any, events: list[Event], reason: str
+    start_server: Any,
+    start_provider: Any,
+    api: Any,
+    events: Callable[[Any], list[Event]],
+    reason: str,
 ) -> None:
-    recorder = Recorder(events)
     async with (
-        provider(recorder) as url,
-        start_server(upstream_url=url, model_attempts=1) as server,
+        start_provider(events(api), api.says("Yes.")) as provider,
+        start_server(upstream_url=provider.url, model_attempts=1) as server,
         Chucky(server.token(), server.url).create_session(tools=[add]) as session,
     ):
         result = (await answers(session, "hi"))[-1]
         assert result.error.reason == reason
         # It is not remembered: the next answer begins with a clean conversation.
-        recorder.events = message(*text_block("Yes."))
         assert (await answers(session, "again"))[-1].result == "Yes."
-    (only,) = recorder.requests[-1]["messages"]
+    (only,) = provider.requests[-1]["messages"]
     assert only["content"][0]["text"] == "again"
 
 
@@ -430,39 +373,37 @@ async def test_an_answer_that_was_cut_off_says_so(
     assert result.stop_reason == "max_tokens"
 
 
-async def test_a_message_without_text_is_an_empty_success(start_server: Any) -> None:
+async def test_a_message_without_text_is_an_empty_success(
+    start_server: Any, start_provider: Any, api: Any
+) -> None:
     async with (
-        provider(Recorder(message())) as url,
-        start_server(upstream_url=url) as server,
+        start_provider(api.message()) as provider,
+        start_server(upstream_url=provider.url) as server,
     ):
         result = await Chucky(server.token(), server.url).prompt("hi")
     assert result.subtype == "success"
     assert result.result == ""
 
 
-async def test_blocks_go_back_to_the_model_as_they_came(start_server: Any) -> None:
-    thinking = [
-        {"type": "thinking_delta", "thinking": "Hm. "},
-        {"type": "thinking_delta", "thinking": "Yes."},
-        {"type": "signature_delta", "signature": "sig"},
-    ]
+async def test_blocks_go_back_to_the_model_as_they_came(
+    start_server: Any, start_provider: Any, api: Any
+) -> None:
     redacted = {"type": "redacted_thinking", "data": "opaque"}
     blocks = [
-        *block({"type": "thinking", "thinking": "", "signature": ""}, *thinking),
-        *block(redacted, index=1),
-        *text_block("Sure.", index=2),
+        *api.thinking_block("Hm. Yes.", "sig"),
+        *api.block(redacted, index=1),
+        *api.text_block("Sure.", index=2),
     ]
-    recorder = Recorder(message(*blocks))
     async with (
-        provider(recorder) as url,
-        start_server(upstream_url=url) as server,
+        start_provider(api.message(*blocks)) as provider,
+        start_server(upstream_url=provider.url) as server,
         Chucky(server.token(), server.url).create_session() as session,
     ):
         first = await answers(session, "one")
         await answers(session, "two")
     whole = {"type": "thinking", "thinking": "Hm. Yes.", "signature": "sig"}
     text = {"type": "text", "text": "Sure."}
-    assert recorder.requests[1]["messages"][1]["content"] == [whole, redacted, text]
+    assert provider.requests[1]["messages"][1]["content"] == [whole, redacted, text]
     # Clients see the documented blocks only.
     assert first[1]["message"]["content"] == [whole, text]
 

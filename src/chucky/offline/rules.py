@@ -59,6 +59,9 @@ _SAY = re.compile(
     r"(?:(?: exactly| only| just| the words?)+:?|:| (?=[\"'“`])) ?(.{1,500})$",
     re.I | re.S,
 )
+_SUMMARIZE = re.compile(r"^(?:please )?summari[sz]e (?:this|the|our) conversation\b", re.I)
+_FENCED = re.compile(r"```.*?```", re.S)
+_LONGEST_QUOTE = 2_000
 _SAY_WORD = re.compile(r"^(?:please )?say (\w{1,40})[.!]?$", re.I)
 _WHO = re.compile(r"\b(?:who|what) are you\b|\byour name\b|\bwhat model\b", re.I)
 _CLOCK = re.compile(r"\bwhat(?:'s| is)? (?:the )?(?:time|date|day)\b", re.I)
@@ -159,6 +162,17 @@ def _told(conversation: Conversation) -> list[str]:
     return [text for role, text in conversation.earlier_texts if role == "user"]
 
 
+def _summarize(conversation: Conversation) -> str | None:
+    if not _SUMMARIZE.match(conversation.prompt):
+        return None
+    said = [_without_script(text) for text in _told(conversation)]
+    return "\n\n".join(["The user said:", *filter(None, said)])
+
+
+def _without_script(text: str) -> str:
+    return _FENCED.sub("", text).strip()[:_LONGEST_QUOTE]
+
+
 def _capital(conversation: Conversation) -> str | None:
     match = _CAPITAL_OF.search(conversation.prompt[:2_000].lower())
     if match is None:
@@ -204,6 +218,7 @@ def _greet(conversation: Conversation) -> str | None:
 
 
 _RULES: tuple[tuple[str, Callable[[Conversation], str | None]], ...] = (
+    ("summary", _summarize),
     ("say", _say_back),
     ("arithmetic", _compute),
     ("name", _recall_name),

@@ -80,12 +80,16 @@ class Answer:
 
     Attributes:
         text: The final text.
+        model: The id of the model that gave it.
         stop_reason: Why the model stopped, in the words of the Messages API (``end_turn``,
             ``max_tokens`` when it was cut off, …); None if it did not say.
+        structured_output: The value of the text, where it was to be JSON of a schema.
     """
 
     text: str
+    model: str
     stop_reason: str | None = None
+    structured_output: Any = None
 
 
 class Turn(Protocol):

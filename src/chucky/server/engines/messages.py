@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
+from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
 
 from chucky.errors import ChuckyError
 from chucky.server.engines.base import Answer, Content, SessionSpec, ToolOutcome, ToolSpec, Turn
+from chucky.server.engines.compaction import (
+    FULL_PERCENT,
+    as_first_message,
+    asked_for_compaction,
+    compaction_request,
+)
+from chucky.server.engines.history import EPHEMERAL, Blocks, History
 from chucky.server.engines.reply import Reply
+from chucky.server.engines.structured import NonConformingError, OutputSchema
+from chucky.server.engines.thinking import thinking_param
+from chucky.server.model.catalog import Model
 from chucky.server.model.gate import Gate
-from chucky.server.model.upstream import UpstreamError
+from chucky.server.model.meter import Meter
+from chucky.server.model.upstream import TOO_LONG, UpstreamError
+
+logger = logging.getLogger("chucky.server")
 
 # What is asked for when nothing else limits an answer.
 DEFAULT_MAX_TOKENS = 32_000
 # Ends a model that calls tools for ever, where neither client nor token set a limit.
 MAX_CALLS_PER_TURN = 200
+# How often the model may correct an answer that does not conform to the schema asked for.
+MAX_CORRECTIONS = 1
 
 _FIRST_RETRY_SECONDS = 0.5
 _LONGEST_RETRY_SECONDS = 20.0
 
-_EPHEMERAL = {"type": "ephemeral"}
 _INTERRUPTED = ToolOutcome(
     [{"type": "text", "text": "The user interrupted the turn before this tool answered."}], True
 )
@@ -54,7 +70,10 @@ class MessagesConversation:
         self._attempts = attempts
         self._spec = spec
         self._tools = {tool.visible_name: tool for tool in spec.tools}
-        self._history: list[dict[str, Any]] = []
+        self._schema = None if spec.output_schema is None else OutputSchema(spec.output_schema)
+        self._history = History()
+        self._model = spec.model  # the one that answers now
+        self._context_tokens = 0  # what the last answer and all before it take of its window
 
     async def answer(self, content: Content, turn: Turn) -> Answer:
         """Answer one user message; see :class:`~chucky.server.engines.base.Conversation`.
@@ -63,24 +82,33 @@ class MessagesConversation:
         conversation, is forgotten, so that the session stays usable. Otherwise what was said
         and done stays.
         """
-        before = len(self._history)
-        self._history.append({"role": "user", "content": _blocks(content)})
+        self._model = self._spec.model
+        wish = asked_for_compaction(content)
+        if wish is not None:
+            return await self._compact_as_asked(wish, turn)
+        message = self._history.add_user(_blocks(content))
         try:
             return await self._loop(turn)
         except ChuckyError as error:
-            said_something = len(self._history) > before + 1
-            if not said_something or getattr(error, "rejected", False):
-                del self._history[before:]
+            if self._history.ends_with(message) or getattr(error, "rejected", False):
+                self._history.forget_from(message)
             raise
 
     async def _loop(self, turn: Turn) -> Answer:
         limit = self._spec.max_turns or MAX_CALLS_PER_TURN
+        corrections = MAX_CORRECTIONS
         for _ in range(limit):
             reply = await self._call_model(turn)
-            calls = reply.tool_uses()
-            if not calls:
-                return Answer(reply.text(), reply.stop_reason)
-            await self._run_tools(calls, turn)
+            if calls := reply.tool_uses():
+                await self._run_tools(calls, turn)
+                continue
+            try:
+                return await self._final_answer(reply)
+            except NonConformingError as fault:
+                if not corrections:
+                    raise
+                corrections -= 1
+                self._history.add_user(_blocks(fault.as_message()))
         raise ChuckyError(
             f"The answer was not finished after max_turns ({limit}) calls of the model; allow "
             "more, or ask for less at once.",
@@ -88,51 +116,105 @@ class MessagesConversation:
             reason="max_turns_reached",
         )
 
+    async def _final_answer(self, reply: Reply) -> Answer:
+        text = reply.text()
+        if self._schema is None:
+            return Answer(text, self._model.id, reply.stop_reason)
+        if reply.stop_reason == "max_tokens":
+            raise _unusable(
+                "output_limit_reached",
+                "The answer reached the model's output limit before its JSON was complete; ask for "
+                "less at once.",
+            )
+        return Answer(text, self._model.id, reply.stop_reason, await self._schema.read(text))
+
     async def _call_model(self, turn: Turn) -> Reply:
-        """Get one message of the model, calling again when that may help."""
-        for attempt in range(1, self._attempts + 1):
+        """Get one message of the model, making room for it where the window is full."""
+        if self._context_tokens * 100 >= self._model.context_tokens * FULL_PERCENT:
+            await self._compact("auto", turn)
+        try:
+            reply = await self._ask(self._answer_request, turn)
+        except UpstreamError as error:
+            if error.reason != TOO_LONG or not await self._compact("auto", turn):
+                raise
+            reply = await self._ask(self._answer_request, turn)
+        await self._keep(reply, turn)
+        return reply
+
+    async def _ask(
+        self, request: Callable[[Model], dict[str, Any]], turn: Turn, *, aside: bool = False
+    ) -> Reply:
+        """Make a call, again when that may help, at last to the fallback model.
+
+        Args:
+            request: Makes the request for a model.
+            turn: Pays for it.
+            aside: Whether it is no part of the conversation: nothing of it is shown or kept.
+        """
+        shows = self._spec.include_partial_messages and not aside
+        attempt = 0
+        while True:
+            attempt += 1
             reply = Reply()
             try:
-                await self._stream(reply, turn)
+                await self._stream(reply, request(self._model), turn, shows=shows)
             except UpstreamError as error:
-                pause_seconds = _pause_seconds(error, attempt)
-                may_help = error.retryable and pause_seconds <= _LONGEST_RETRY_SECONDS
-                if not may_help or attempt == self._attempts or self._was_shown(reply):
+                # What the client has seen of an answer must not come a second time.
+                if not error.retryable or (shows and reply.blocks):
                     raise
-                await asyncio.sleep(pause_seconds)
+                pause_seconds = _pause_seconds(error, attempt)
+                if attempt < self._attempts and pause_seconds <= _LONGEST_RETRY_SECONDS:
+                    await asyncio.sleep(pause_seconds)
+                elif self._fall_back(error):
+                    attempt = 0
+                else:
+                    raise
             except asyncio.CancelledError:
-                self._keep_interrupted(reply)
+                if not aside:
+                    self._keep_interrupted(reply)
                 raise
             else:
-                await self._keep(reply, turn)
                 return reply
-        raise AssertionError("the last attempt returns or raises")
 
-    async def _stream(self, reply: Reply, turn: Turn) -> None:
+    def _fall_back(self, error: UpstreamError) -> bool:
+        """For the rest of the turn, ask the fallback model; False if there is none (left)."""
+        fallback = self._spec.fallback_model
+        if fallback is None or fallback is self._model:
+            return False
+        logger.warning("%s: %s; %s answers", self._spec.caller, error, fallback.id)
+        self._model = fallback
+        return True
+
+    async def _stream(
+        self, reply: Reply, request: dict[str, Any], turn: Turn, *, shows: bool
+    ) -> None:
+        used = Meter()
         call = self._gate.call(
-            self._spec.model,
-            self._request(),
-            turn.meter,
+            self._model,
+            request,
+            used,
             project_id=self._spec.project_id,
             betas=self._spec.betas,
         )
-        async with aclosing(call) as events:
-            async for event in events:
-                reply.feed(event.fields)
-                if self._spec.include_partial_messages:
-                    await turn.emit_event(event.text)
-
-    def _was_shown(self, reply: Reply) -> bool:
-        """Whether the client has seen output that a second attempt would repeat."""
-        return self._spec.include_partial_messages and bool(reply.blocks)
+        try:
+            async with aclosing(call) as events:
+                async for event in events:
+                    reply.feed(event.fields)
+                    if shows:
+                        await turn.emit_event(event.text)
+        finally:
+            turn.meter.add(used)
+            reply.context_tokens = used.usage.prompt_tokens + used.usage.output_tokens
 
     async def _keep(self, reply: Reply, turn: Turn) -> None:
+        self._context_tokens = reply.context_tokens
         if reply.stop_reason == "refusal":
             raise _unusable("model_refused", "The model declined to answer.")
         if reply.stop_reason == "model_context_window_exceeded":
             raise _unusable(
-                "context_window_exceeded",
-                "The conversation no longer fits the model's context; start a new session.",
+                TOO_LONG,
+                "The answer no longer fits the model's context; ask again, and the conversation "
+                "will be summarised first.",
             )
         if reply.has_broken_tool_use():
             raise _unusable(
@@ -141,15 +223,45 @@ class MessagesConversation:
                 "for less at once.",
             )
         if reply.blocks:
-            self._history.append({"role": "assistant", "content": reply.blocks})
+            self._history.add_assistant(reply.blocks, self._model.id)
         if shown := reply.shown():
             await turn.emit(_message("assistant", shown))
 
     def _keep_interrupted(self, reply: Reply) -> None:
         """Let the model remember what it had said; half a thought or tool call is no message."""
         if text := reply.text().strip():
-            blocks = [{"type": "text", "text": text}]
-            self._history.append({"role": "assistant", "content": blocks})
+            self._history.add_assistant([{"type": "text", "text": text}], self._model.id)
+
+    async def _compact_as_asked(self, wish: str, turn: Turn) -> Answer:
+        if await self._compact("manual", turn, wish):
+            text = "The conversation so far was summarised; it goes on from the summary."
+        else:
+            text = "There is nothing to summarise yet."
+        return Answer(text, self._model.id, "end_turn")
+
+    async def _compact(self, trigger: str, turn: Turn, wish: str = "") -> bool:
+        """Put a summary in the place of the conversation; False if that would gain nothing."""
+        whole = trigger == "manual"
+        beginning = self._history.copy() if whole else self._history.beginning()
+        if not beginning.is_worth_a_summary:
+            return False
+
+        def request(model: Model) -> dict[str, Any]:
+            asked = beginning.copy()
+            asked.add_user(_blocks(compaction_request(wish)))
+            return self._request(model, asked)
+
+        summary = (await self._ask(request, turn, aside=True)).text().strip()
+        if not summary:
+            raise _unusable(
+                "compaction_failed",
+                "The conversation fills the model's context, and the model made no summary of it; "
+                "start a new session.",
+            )
+        self._history.replace(beginning, as_first_message(summary))
+        pre_tokens, self._context_tokens = self._context_tokens, 0
+        await turn.emit(_compact_boundary(trigger, pre_tokens))
+        return True
 
     async def _run_tools(self, calls: list[dict[str, Any]], turn: Turn) -> None:
         """Run the calls side by side; each gets a result, whatever happens."""
@@ -165,7 +277,7 @@ class MessagesConversation:
         finally:
             # Also when interrupted: the API refuses a call that has no result after it.
             results = [_tool_result(call, outcomes.get(call["id"], _INTERRUPTED)) for call in calls]
-            self._history.append({"role": "user", "content": results})
+            self._history.add_user(results)
         await turn.emit(_message("user", results))
 
     async def _run_tool(self, call: dict[str, Any], turn: Turn) -> ToolOutcome:
@@ -175,35 +287,41 @@ class MessagesConversation:
             return ToolOutcome([{"type": "text", "text": text}], is_error=True)
         return await turn.call_tool(tool, call["input"])
 
-    def _request(self) -> dict[str, Any]:
-        spec = self._spec
-        request: dict[str, Any] = {
-            "model": spec.model.id,
-            "max_tokens": min(DEFAULT_MAX_TOKENS, spec.model.max_output_tokens),
-            "messages": _with_cache_mark(self._history),
-            "metadata": {"user_id": spec.caller},
-        }
-        if spec.system_prompt:
-            text = {"type": "text", "text": spec.system_prompt, "cache_control": _EPHEMERAL}
-            request["system"] = [text]
-        if spec.tools:
-            request["tools"] = [_tool_param(tool) for tool in spec.tools]
+    def _answer_request(self, model: Model) -> dict[str, Any]:
+        request = self._request(model, self._history)
+        if self._schema is not None and (param := self._schema.param):
+            request["output_config"] = param
         return request
 
+    def _request(self, model: Model, history: History) -> dict[str, Any]:
+        spec = self._spec
+        thinking = thinking_param(model, spec.max_thinking_tokens)
+        budget_tokens = (thinking or {}).get("budget_tokens", 0)
+        request: dict[str, Any] = {
+            "model": model.id,
+            "max_tokens": min(DEFAULT_MAX_TOKENS + budget_tokens, model.max_output_tokens),
+            "messages": history.messages(model.id),
+            "metadata": {"user_id": spec.caller},
+        }
+        if system := self._system():
+            request["system"] = system
+        if spec.tools:
+            request["tools"] = [_tool_param(tool) for tool in spec.tools]
+        if thinking is not None:
+            request["thinking"] = thinking
+        return request
 
-def _blocks(content: Content) -> list[dict[str, Any]]:
+    def _system(self) -> Blocks:
+        instruction = None if self._schema is None else self._schema.instruction
+        texts = [text for text in (self._spec.system_prompt, instruction) if text]
+        blocks: Blocks = [{"type": "text", "text": text} for text in texts]
+        if blocks:
+            blocks[-1]["cache_control"] = EPHEMERAL
+        return blocks
+
+
+def _blocks(content: Content) -> Blocks:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
-
-
-def _with_cache_mark(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The conversation, marked so that the provider caches it up to its last message.
-
-    The mark is put on a copy: in the history it would stay, and a request may have only four.
-    """
-    last = history[-1]
-    *rest, final = last["content"]
-    marked = [*rest, {**final, "cache_control": _EPHEMERAL}]
-    return [*history[:-1], {**last, "content": marked}]
 
 
 def _tool_param(tool: ToolSpec) -> dict[str, Any]:
@@ -230,6 +348,14 @@ def _message(role: str, content: list[dict[str, Any]]) -> dict[str, Any]:
         "type": role,
         "message": {"role": role, "content": content},
         "parent_tool_use_id": None,
+    }
+
+
+def _compact_boundary(trigger: str, pre_tokens: int) -> dict[str, Any]:
+    return {
+        "type": "system",
+        "subtype": "compact_boundary",
+        "compact_metadata": {"trigger": trigger, "pre_tokens": pre_tokens},
     }
 
 

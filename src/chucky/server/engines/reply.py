@@ -29,12 +29,14 @@ class Reply:
         blocks: Its content blocks, as they go back to the model in the next request.
         stop_reason: Why the model stopped; None while it writes.
         complete: Whether the stream came to its proper end.
+        context_tokens: What it and everything before it take of the model's window.
     """
 
     def __init__(self) -> None:
         self.blocks: list[dict[str, Any]] = []
         self.stop_reason: str | None = None
         self.complete = False
+        self.context_tokens = 0
         self._input_json: dict[int, list[str]] = {}
 
     def feed(self, event: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import anthropic
 import httpx2  # the HTTP client of the anthropic package; its errors come through while streaming
 
-from chucky.server.model.upstream import UpstreamError
+from chucky.server.model.upstream import TOO_LONG, UpstreamError
 
 # The time between two events may be long while a model thinks; the API sends pings meanwhile.
 _TIMEOUT = httpx2.Timeout(connect=10.0, read=120.0, write=60.0, pool=60.0)
@@ -43,6 +43,9 @@ _MEANING_BY_STATUS = {
     429: ("model_rate_limited", "The model provider limits this server's rate"),
     529: ("model_overloaded", "The model is overloaded"),
 }
+# How the API's 400 begins when a request does not fit the model's window: it has no type of its
+# own.
+_SAID_OF_LONG_PROMPTS = ("prompt is too long", "input length and `max_tokens` exceed")
 _RETRYABLE_STATUS = frozenset({408, 409, 429})
 _REJECTING_STATUS = frozenset({400, 413, 422})
 
@@ -134,12 +137,7 @@ def _stream_error(data: str) -> UpstreamError:
 
 
 def _error(status: int, said: str, retry_after_seconds: float | None) -> UpstreamError:
-    default = (
-        ("model_error", "The model provider had an internal error")
-        if status >= 500
-        else ("model_rejected_request", "The model provider rejected the request")
-    )
-    reason, meaning = _MEANING_BY_STATUS.get(status, default)
+    reason, meaning = _meaning(status, said)
     # What a provider says about a refused key is for the operator and not for end users.
     detail = "" if status in (401, 402, 403) else f": {said[:_LONGEST_QUOTE]}"
     return UpstreamError(
@@ -149,6 +147,19 @@ def _error(status: int, said: str, retry_after_seconds: float | None) -> Upstrea
         rejected=status in _REJECTING_STATUS,
         retry_after_seconds=retry_after_seconds,
     )
+
+
+def _meaning(status: int, said: str) -> tuple[str, str]:
+    if status == 400 and said.startswith(_SAID_OF_LONG_PROMPTS):
+        return TOO_LONG, (
+            "The conversation does not fit the model's context; send less at once, have tools "
+            "return less, or start a new session"
+        )
+    if status in _MEANING_BY_STATUS:
+        return _MEANING_BY_STATUS[status]
+    if status >= 500:
+        return "model_error", "The model provider had an internal error"
+    return "model_rejected_request", "The model provider rejected the request"
 
 
 def _quote(body: object) -> str:

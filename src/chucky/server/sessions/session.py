@@ -256,17 +256,22 @@ class Session:
         }
         if isinstance(outcome, ChuckyError):
             result["errors"] = [str(outcome)]
+        elif isinstance(self._grant, Grant) and self._grant.output_schema is not None:
+            result["structured_output"] = outcome.structured_output
         if self.named(wire.RESULT_DETAILS):
             result |= self._details(turn, outcome)
         return result
 
     def _details(self, turn: RunningTurn, outcome: Answer | ChuckyError) -> dict[str, Any]:
         details: dict[str, Any] = {"turn_cost_usd": nanos_to_dollars(turn.meter.cost_nanos)}
-        if isinstance(self._grant, Grant):
-            details["model"] = self._grant.model.id
         if isinstance(outcome, Answer):
+            details["model"] = outcome.model
             details["stop_reason"] = outcome.stop_reason
         else:
+            if isinstance(self._grant, Grant):
+                details["model"] = self._grant.model.id
+            if precise := _PRECISE_SUBTYPES.get(outcome.code):
+                details["subtype"] = precise
             details["error"] = {
                 **outcome.details,
                 "code": outcome.code,
@@ -274,6 +279,10 @@ class Session:
                 "message": str(outcome),
             }
         return details
+
+
+# Subtypes that some published clients do not survive: for those that named `result_details`.
+_PRECISE_SUBTYPES = {"STRUCTURED_OUTPUT": "error_max_structured_output_retries"}
 
 
 def _subtype(outcome: Answer | ChuckyError) -> str:

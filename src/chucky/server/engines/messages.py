@@ -24,7 +24,7 @@ from chucky.server.engines.thinking import thinking_param
 from chucky.server.model.catalog import Model
 from chucky.server.model.gate import Gate
 from chucky.server.model.meter import Meter
-from chucky.server.model.upstream import TOO_LONG, UpstreamError
+from chucky.server.model.upstream import UpstreamError
 
 logger = logging.getLogger("chucky.server")
 
@@ -135,7 +135,7 @@ class MessagesConversation:
         try:
             reply = await self._ask(self._answer_request, turn)
         except UpstreamError as error:
-            if error.reason != TOO_LONG or not await self._compact("auto", turn):
+            if error.reason != "context_window_exceeded" or not await self._compact("auto", turn):
                 raise
             reply = await self._ask(self._answer_request, turn)
         await self._keep(reply, turn)
@@ -212,7 +212,7 @@ class MessagesConversation:
             raise _unusable("model_refused", "The model declined to answer.")
         if reply.stop_reason == "model_context_window_exceeded":
             raise _unusable(
-                TOO_LONG,
+                "context_window_exceeded",
                 "The answer no longer fits the model's context; ask again, and the conversation "
                 "will be summarised first.",
             )

@@ -10,7 +10,7 @@ from typing import Any
 import anthropic
 import httpx2  # the HTTP client of the anthropic package; its errors come through while streaming
 
-from chucky.server.model.upstream import TOO_LONG, UpstreamError
+from chucky.server.model.upstream import UpstreamError
 
 # The time between two events may be long while a model thinks; the API sends pings meanwhile.
 _TIMEOUT = httpx2.Timeout(connect=10.0, read=120.0, write=60.0, pool=60.0)
@@ -137,7 +137,17 @@ def _stream_error(data: str) -> UpstreamError:
 
 
 def _error(status: int, said: str, retry_after_seconds: float | None) -> UpstreamError:
-    reason, meaning = _meaning(status, said)
+    if status == 400 and said.startswith(_SAID_OF_LONG_PROMPTS):
+        default = (
+            "context_window_exceeded",
+            "The conversation does not fit the model's context; send less at once, have tools "
+            "return less, or start a new session",
+        )
+    elif status >= 500:
+        default = ("model_error", "The model provider had an internal error")
+    else:
+        default = ("model_rejected_request", "The model provider rejected the request")
+    reason, meaning = _MEANING_BY_STATUS.get(status, default)
     # What a provider says about a refused key is for the operator and not for end users.
     detail = "" if status in (401, 402, 403) else f": {said[:_LONGEST_QUOTE]}"
     return UpstreamError(
@@ -147,19 +157,6 @@ def _error(status: int, said: str, retry_after_seconds: float | None) -> Upstrea
         rejected=status in _REJECTING_STATUS,
         retry_after_seconds=retry_after_seconds,
     )
-
-
-def _meaning(status: int, said: str) -> tuple[str, str]:
-    if status == 400 and said.startswith(_SAID_OF_LONG_PROMPTS):
-        return TOO_LONG, (
-            "The conversation does not fit the model's context; send less at once, have tools "
-            "return less, or start a new session"
-        )
-    if status in _MEANING_BY_STATUS:
-        return _MEANING_BY_STATUS[status]
-    if status >= 500:
-        return "model_error", "The model provider had an internal error"
-    return "model_rejected_request", "The model provider rejected the request"
 
 
 def _quote(body: object) -> str:

@@ -8,9 +8,6 @@ from typing import Any, Protocol
 
 from chucky.errors import ChuckyError
 
-# The reason of an error that says that a request does not fit the model's window.
-TOO_LONG = "context_window_exceeded"
-
 
 class UpstreamError(ChuckyError):
     """A model call failed.

@@ -8,8 +8,9 @@ from typing import Any
 from chucky.errors import ValidationError
 from chucky.server.engines.base import Content
 
-_IMAGE_TYPES = frozenset({"image/jpeg", "image/png", "image/gif", "image/webp"})
-_DOCUMENT_TYPES = frozenset({"application/pdf"})
+IMAGE_TYPES = frozenset({"image/jpeg", "image/png", "image/gif", "image/webp"})
+DOCUMENT_TYPES = frozenset({"application/pdf"})
+_LONGEST_TITLE = 500
 
 
 def checked_content(content: Content) -> Content:
@@ -33,10 +34,22 @@ def _block(index: int, block: Mapping[str, Any]) -> dict[str, Any]:
         case {"type": "text", "text": str(text)} if text.strip():
             return {"type": "text", "text": text}
         case {"type": "image", "source": dict(source)}:
-            return {"type": "image", "source": _source(index, source, _IMAGE_TYPES)}
+            return {"type": "image", "source": _source(index, source, IMAGE_TYPES)}
         case {"type": "document", "source": dict(source)}:
-            return {"type": "document", "source": _source(index, source, _DOCUMENT_TYPES)}
+            return {"type": "document", "source": _document(index, source), **_title(block)}
     raise _refused(index, "text must not be empty, and images and documents need a source")
+
+
+def _document(index: int, source: Mapping[str, Any]) -> dict[str, Any]:
+    match source:
+        case {"type": "text", "media_type": "text/plain", "data": str(text)} if text.strip():
+            return {"type": "text", "media_type": "text/plain", "data": text}
+    return _source(index, source, DOCUMENT_TYPES)
+
+
+def _title(block: Mapping[str, Any]) -> dict[str, str]:
+    title = block.get("title")
+    return {"title": title[:_LONGEST_TITLE]} if isinstance(title, str) and title.strip() else {}
 
 
 def _source(index: int, source: Mapping[str, Any], types: frozenset[str]) -> dict[str, Any]:

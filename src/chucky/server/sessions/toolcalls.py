@@ -10,10 +10,9 @@ from typing import Any
 
 from chucky import wire
 from chucky.server.engines.base import ToolOutcome, ToolSpec
+from chucky.server.sessions.content import DOCUMENT_TYPES, IMAGE_TYPES
 
 logger = logging.getLogger("chucky.server")
-
-_IMAGE_TYPES = frozenset({"image/jpeg", "image/png", "image/gif", "image/webp"})
 
 
 class ToolCalls:
@@ -73,9 +72,8 @@ def _block(item: Any) -> dict[str, Any]:
     match item:
         case {"type": "text", "text": str(text)}:
             return _text(text)
-        case {"type": "image", "data": str(data), "mimeType": str(kind)} if kind in _IMAGE_TYPES:
-            source = {"type": "base64", "media_type": kind, "data": data}
-            return {"type": "image", "source": source}
+        case {"type": "image", "data": str(data), "mimeType": str(kind)} if kind in IMAGE_TYPES:
+            return _base64("image", kind, data)
         case {"type": "resource"}:
             return _resource(item)
     return _text(item)
@@ -84,10 +82,19 @@ def _block(item: Any) -> dict[str, Any]:
 def _resource(item: dict[str, Any]) -> dict[str, Any]:
     # Either {"uri", "text"} itself or, as MCP has it, one level deeper.
     inner = item["resource"] if isinstance(item.get("resource"), dict) else item
-    text = inner.get("text")
-    if isinstance(text, str):
-        return _text(text)
+    match inner:
+        case {"text": str(text)}:
+            return _text(text)
+        case {"blob": str(data), "mimeType": str(kind)} if kind in IMAGE_TYPES:
+            return _base64("image", kind, data)
+        case {"blob": str(data), "mimeType": str(kind)} if kind in DOCUMENT_TYPES:
+            return _base64("document", kind, data)
     return _text(f"[resource {inner.get('uri')}, {inner.get('mimeType', 'of unknown type')}]")
+
+
+def _base64(block_type: str, media_type: str, data: str) -> dict[str, Any]:
+    source = {"type": "base64", "media_type": media_type, "data": data}
+    return {"type": block_type, "source": source}
 
 
 def _text(value: Any) -> dict[str, Any]:

@@ -26,12 +26,9 @@ _NEEDS_CLAUDE_CODE = {
     "settingSources": "settings files",
 }
 _NOT_IN_THIS_VERSION = (
-    "betas",
     "continue",
     "forkSession",
     "maxBudgetUsd",
-    "maxThinkingTokens",
-    "outputFormat",
     "resume",
     "resumeSessionAt",
     "sessionId",
@@ -41,7 +38,6 @@ _IGNORED = (
     "allowDangerouslySkipPermissions",
     "allowedTools",
     "env",
-    "fallbackModel",
     "jobId",
     "permissionMode",
 )
@@ -140,7 +136,16 @@ def _admit(identity: Identity, requested: Mapping[str, Any], policy: Policy, tod
         include_partial_messages=_flag(options, "includePartialMessages"),
         ignored=(*ignored, *preset),
         notices=(*notices, *policy.notices),
+        fallback_model=_fallback(options, identity.permissions, policy, today),
+        max_thinking_tokens=options.get("maxThinkingTokens"),
+        output_schema=(options.get("outputFormat") or {}).get("schema"),
+        betas=tuple(options.get("betas") or ()),
     )
+
+
+def _fallback(options: Any, permissions: Any, policy: Any, today: Any) -> Model | None:
+    name = options.get("fallbackModel")
+    return _model({"model": name}, permissions, policy, today).model if name else None
 
 
 def _check_supported(options: Mapping[str, Any]) -> list[str]:

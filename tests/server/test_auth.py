@@ -21,11 +21,11 @@ from chucky.errors import AuthenticationError
 from chucky.server.auth import (
     Budget,
     Identity,
-    Permissions,
     authenticate,
     judge,
     read_token,
 )
+from chucky.server.permissions import Permissions
 from chucky.server.projects import Project, ProjectKey
 from chucky.tokens import TokenBudget, create_budget, create_token
 

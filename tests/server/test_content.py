@@ -32,7 +32,8 @@ PLAIN = {
 async def test_images_and_documents_reach_the_model_as_they_were_sent(
     start_server: Any, start_provider: Any
 ) -> None:
-    content = [{"type": "text", "text": "What is this?"}, IMAGE, PDF, TITLED, PLAIN]
+    question = {"type": "text", "text": "What is this?"}
+    content: list[dict[str, Any]] = [question, IMAGE, PDF, TITLED, PLAIN]
     async with (
         start_provider() as provider,
         start_server(upstream_url=provider.url) as server,

@@ -49,6 +49,8 @@ def test_the_defaults_are_those_of_the_documentation(tmp_path: Path) -> None:
 
 
 def written(value: object) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(value)
     return f"{value:g}" if isinstance(value, float) else str(value).lower()
 
 
@@ -76,6 +78,7 @@ SAMPLES: dict[str, tuple[str, Any]] = {
     "db": ("/srv/chucky.db", Path("/srv/chucky.db")),
     "upstream_url": ("http://localhost:9/v", "http://localhost:9/v"),
     "anthropic_api_key": ("sk-sample", "sk-sample"),
+    "allowed_betas": ("one-beta, another-beta", ("one-beta", "another-beta")),
     "allow_remote": ("yes", True),
     "tls_cert": (str(DOCS), DOCS),
     "tls_key": (str(DOCS), DOCS),
@@ -104,7 +107,7 @@ def test_every_setting_can_come_from_the_file(tmp_path: Path) -> None:
     lines = [
         f"{name} = {value!r}".replace("True", "true").replace("False", "false")
         if isinstance(value, int | float)
-        else f'{name} = "{value}"'
+        else f'{name} = "{", ".join(value) if isinstance(value, tuple) else value}"'
         for name, (_, value) in SAMPLES.items()
     ]
     tables = '[models."claude-x"]\nalias = "x"\n[prices."claude-x"]\ninput = 1\n'

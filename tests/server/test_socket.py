@@ -400,7 +400,6 @@ async def test_extensions_travel_only_after_both_sides_named_them(server: Any, d
             "inputSchema",
         ),
         ({"sessionId": "s"}, "'sessionId'"),
-        ({"outputFormat": {"type": "json_schema"}}, "'outputFormat'"),
         ({"maxBudgetUsd": 1}, "'maxBudgetUsd'"),
     ],
 )

@@ -22,7 +22,7 @@ import pytest
 from chucky.errors import ChuckyError, ValidationError
 from chucky.server.projects import Project, ProjectDirectory
 from chucky.server.settings import Settings
-from chucky.server.store import ServeLock, SqliteStore, open_store, sqlite
+from chucky.server.store import ServeLock, SqliteStore, open_store, sqlite, sqlite_file
 
 SQL = resources.files("chucky.server.store")
 WAIT_SECONDS = 10.0
@@ -73,6 +73,11 @@ def test_every_commit_is_on_the_disk_before_it_is_confirmed(path: Path, store: S
     assert store._main.execute("PRAGMA foreign_keys").fetchone() == (1,)
 
 
+def _without_layout(sql: str) -> str:
+    """A statement without comments and superfluous blanks: an added column has others."""
+    return re.sub(r" (?=[,)])", "", " ".join(re.sub("--.*", "", sql).split()))
+
+
 def test_the_migrations_together_make_exactly_the_schema(path: Path, tmp_path: Path) -> None:
     SqliteStore.open(path).close()
     written = tmp_path / "schema.db"
@@ -81,7 +86,7 @@ def test_the_migrations_together_make_exactly_the_schema(path: Path, tmp_path: P
 
     def shape(file: Path) -> list[tuple[object, ...]]:
         found = rows(file, "SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY 1, 2")
-        bare = [(*row[:3], " ".join(re.sub("--.*", "", str(row[3])).split())) for row in found]
+        bare = [(*row[:3], _without_layout(str(row[3]))) for row in found]
         return [*bare, *rows(file, "PRAGMA application_id")]
 
     assert shape(path) == shape(written)
@@ -99,10 +104,10 @@ def test_migrations_are_numbered_without_gaps_and_recorded(path: Path) -> None:
 def test_a_damaged_migration_leaves_nothing_behind(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = sqlite._migrations()
+    whole = sqlite_file._migrations()
     broken = (len(whole) + 1, "broken.sql", "CREATE TABLE half (a);\nCREATE TABLE half (a);\n")
     with monkeypatch.context() as patched:
-        patched.setattr(sqlite, "_migrations", lambda: [*whole, broken])
+        patched.setattr(sqlite_file, "_migrations", lambda: [*whole, broken])
         with pytest.raises(ValidationError, match="cannot be used"):
             SqliteStore.open(path)
     assert rows(path, "SELECT count(*) FROM sqlite_schema") == [(0,)]
@@ -246,7 +251,7 @@ def test_a_directory_without_the_right_to_write_is_refused(
 def test_a_database_locked_for_too_long_is_told_as_such(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_SECONDS", 0.01)
+    monkeypatch.setattr(sqlite_file, "BUSY_TIMEOUT_SECONDS", 0.01)
     with (
         closing(SqliteStore.open(path)) as store,
         closing(sqlite3.connect(path, isolation_level=None)) as other,

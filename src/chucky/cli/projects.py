@@ -11,6 +11,7 @@ from typing import Annotated, TypeAlias
 import typer
 
 from chucky.cli.options import ConfigOption, DbOption, JsonOption, load_settings
+from chucky.errors import ValidationError
 from chucky.server.projects import Project, ProjectKey
 from chucky.server.store import SqliteStore, open_store
 
@@ -98,6 +99,37 @@ def enable(project: _ProjectArgument, db: DbOption = None, config: ConfigOption 
     with _opened(config, db) as store:
         changed = store.enable_project(project)
     typer.echo(f"The project {changed.name} is enabled.")
+
+
+@app.command()
+def policy(
+    project: _ProjectArgument,
+    new: Annotated[
+        typer.FileText | None,
+        typer.Option(
+            "--set",
+            metavar="FILE",
+            help="Set the policy from a JSON file; - reads standard input.",
+            show_default=False,
+        ),
+    ] = None,
+    clear: Annotated[bool, typer.Option("--clear", help="Allow everything again.")] = False,
+    db: DbOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Show or set what all sessions of a project may do at most."""
+    if new is not None and clear:
+        raise ValidationError("Give either --set or --clear, not both.")
+    with _opened(config, db) as store:
+        found = store.find_project(project)
+        if new is not None:
+            store.set_policy(found, new.read())
+        elif clear:
+            store.set_policy(found, None)
+        text = store.policy_text(found)
+    typer.echo(
+        text.rstrip() if text else f"The project {found.name} has no policy: all is allowed."
+    )
 
 
 def _print_key(project: Project, key: ProjectKey, as_json: bool, news: str) -> None:

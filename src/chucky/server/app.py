@@ -28,6 +28,7 @@ from chucky.server.edge.websocket import Doorkeeper, WebSocketEdge
 from chucky.server.engines.messages import MessagesEngine
 from chucky.server.model.catalog import Catalog
 from chucky.server.model.gate import Gate, Provider
+from chucky.server.policy import ProjectPolicy
 from chucky.server.projects import Project, ProjectDirectory
 from chucky.server.provider import model_notice, opening_provider
 from chucky.server.sessions.registry import Registry
@@ -105,7 +106,10 @@ class Service:
         self._provider = provider
         self._clock = clock
         self._policy = Policy(
-            catalog, succession=settings.succession, notices=(notice,) if notice else ()
+            catalog,
+            allowed_betas=frozenset(settings.allowed_betas),
+            succession=settings.succession,
+            notices=(notice,) if notice else (),
         )
         self._engine = MessagesEngine(Gate(provider, clock), attempts=settings.model_attempts)
         self._limits = Limits(
@@ -183,7 +187,10 @@ class Service:
         )
 
     def _admit(self, identity: Identity, options: Mapping[str, Any]) -> Grant | ChuckyError:
-        grant = admit(identity, options, self._policy, self._clock().date())
+        # Without its project nothing is granted, whatever the token said when it was judged.
+        project = self._directory.lookup(identity.project_id)
+        policy = ProjectPolicy(is_damaged=True) if project is None else project.policy
+        grant = admit(identity, policy, options, self._policy, self._clock().date())
         for notice in grant.notices if isinstance(grant, Grant) else ():
             if notice not in self._logged_notices:
                 self._logged_notices.add(notice)

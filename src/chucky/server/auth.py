@@ -36,18 +36,11 @@ from typing import Any
 
 from chucky import tokenform
 from chucky.errors import AuthenticationError, ValidationError
+from chucky.server.permissions import TOKEN_ENTRIES, Permissions, read_permissions
 from chucky.server.projects import Project, ProjectKey
 
 LEEWAY_SECONDS = 60
 
-# The names that the SDKs of the different languages have for the same permission.
-_MODEL_ENTRIES = ("model", "allowedModels")
-_TOOL_ENTRIES = ("tools", "allowedTools")
-_BLOCKED_TOOL_ENTRIES = ("blockedTools",)
-_TURN_ENTRIES = ("maxTurns", "maxTurnsPerSession")
-_PERMISSION_ENTRIES = frozenset(
-    (*_MODEL_ENTRIES, *_TOOL_ENTRIES, *_BLOCKED_TOOL_ENTRIES, *_TURN_ENTRIES)
-)
 # A token of an unknown project is held against this key, which nobody has. So it is refused in
 # the same words, after the same work, as one with a wrong signature.
 _NOBODYS_KEYS = (ProjectKey("nobody", secrets.token_hex(32)),)
@@ -69,26 +62,6 @@ class Budget:
     compute_seconds: int
     window: str
     window_start: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
-class Permissions:
-    """What a token limits its user to, whichever SDK's names it used.
-
-    Where a token says the same thing by several names, all of them hold: sets are intersected,
-    of numbers the smallest counts.
-
-    Attributes:
-        models: The only models allowed; None for any.
-        allowed_tools: The only tools allowed; None for any.
-        blocked_tools: Tools that are refused in any case.
-        max_turns: How many turns a session may have at most; None for no limit.
-    """
-
-    models: frozenset[str] | None = None
-    allowed_tools: frozenset[str] | None = None
-    blocked_tools: frozenset[str] = frozenset()
-    max_turns: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,43 +311,12 @@ def _object_claim(claims: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _permissions(entries: dict[str, Any]) -> Permissions:
-    for name in entries:
-        if name not in _PERMISSION_ENTRIES:
-            raise _bad_claim(f"permissions has the unknown entry {name[:64]!r}")
-    blocked_tools = _names(entries, _BLOCKED_TOOL_ENTRIES)
-    return Permissions(
-        models=_names(entries, _MODEL_ENTRIES),
-        allowed_tools=_names(entries, _TOOL_ENTRIES),
-        blocked_tools=blocked_tools if blocked_tools is not None else frozenset(),
-        max_turns=min(
-            (_turn_limit(name, entries[name]) for name in _TURN_ENTRIES if name in entries),
-            default=None,
-        ),
-    )
-
-
-def _names(entries: Mapping[str, Any], spellings: tuple[str, ...]) -> frozenset[str] | None:
-    allowed: frozenset[str] | None = None
-    for spelling in spellings:
-        if spelling in entries:
-            given = _name_set(spelling, entries[spelling])
-            allowed = given if allowed is None else allowed & given
-    return allowed
-
-
-def _name_set(spelling: str, value: object) -> frozenset[str]:
-    # `model` is one name where the others are lists.
-    names = [value] if spelling == "model" and isinstance(value, str) else value
-    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        raise _bad_claim(f"permissions.{spelling} must be a list of names")
-    return frozenset(names)
-
-
-def _turn_limit(name: str, value: object) -> int:
-    # Not isinstance: True is an int too.
-    if type(value) is not int or not 1 <= value <= tokenform.MAX_AMOUNT:
-        raise _bad_claim(f"permissions.{name} must be a whole number, at least 1")
-    return value
+    try:
+        return read_permissions(entries, TOKEN_ENTRIES)
+    except ValueError as error:
+        # A fault of one entry begins with a point, where its name goes on.
+        gap = "" if str(error).startswith(".") else " "
+        raise _bad_claim(f"permissions{gap}{error}") from None
 
 
 def _bad_claim(fault: str) -> AuthenticationError:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from chucky.errors import ChuckyError
+from chucky.server.policy import ProjectPolicy
 
 _log = logging.getLogger(__name__)
 
@@ -46,12 +47,14 @@ class Project:
         name: What its owner calls it.
         disabled: Whether every token of the project is refused.
         keys: The live keys, the likeliest first. Revoked keys are not among them.
+        policy: What the operator decided for all its sessions.
     """
 
     project_id: str
     name: str
     disabled: bool = False
     keys: tuple[ProjectKey, ...] = ()
+    policy: ProjectPolicy = field(default_factory=ProjectPolicy)
 
 
 class ProjectStore(Protocol):

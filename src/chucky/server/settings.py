@@ -85,6 +85,7 @@ class Settings:
         max_sessions_per_user: How many sessions one user may have open.
         max_queued_inputs: How many messages may wait in one session.
         model_attempts: How often a model call is tried, the first time included.
+        allowed_betas: Beta features of the provider that clients may ask for.
         succession: Whether the successor answers for a model its vendor has retired.
         models: Changes to the model table, by model id.
         prices: Changes to the price table, by model id.
@@ -106,6 +107,10 @@ class Settings:
     max_sessions_per_user: int = 100
     max_queued_inputs: int = 16
     model_attempts: int = 4
+    allowed_betas: tuple[str, ...] = (
+        "fine-grained-tool-streaming-2025-05-14",
+        "interleaved-thinking-2025-05-14",
+    )
     succession: bool = True
     models: Mapping[str, Any] = field(default_factory=dict)
     prices: Mapping[str, Any] = field(default_factory=dict)
@@ -333,6 +338,17 @@ def _read_flag(given: _Given) -> bool:
     raise ValueError(f"must be true or false, not {value!r}")
 
 
+def _read_names(given: _Given) -> tuple[str, ...]:
+    value = given.value
+    if isinstance(value, str):
+        value = [name.strip() for name in value.split(",") if name.strip()]
+    if not isinstance(value, list | tuple) or not all(
+        isinstance(name, str) and name for name in value
+    ):
+        raise ValueError(f"must be a list of names, not {value!r}")
+    return tuple(value)
+
+
 def _read_log_level(given: _Given) -> str:
     level = _read_text(given).lower()
     if level not in _LOG_LEVELS:
@@ -399,6 +415,7 @@ _READERS: Final[Mapping[str, _Reader]] = {
     "max_sessions_per_user": _whole(1, 100_000),
     "max_queued_inputs": _whole(1, 1_000),
     "model_attempts": _whole(1, 10),
+    "allowed_betas": _read_names,
     "succession": _read_flag,
     "models": _read_table,
     "prices": _read_table,

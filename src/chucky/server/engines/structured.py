@@ -14,12 +14,12 @@ from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from chucky.errors import ChuckyError
+from chucky.errors import ChuckyError, ValidationError
 from chucky.jsontext import read_json, write_json
+from chucky.server.schemas import SchemaError, find_faults
 
 # How many faults of an answer the model and the application are told.
 _MOST_FAULTS = 10
-_LONGEST_FAULT = 300
 
 _KEPT = frozenset({"type", "enum", "const", "$ref", "description", "title", "required"})
 _SUBSCHEMAS = frozenset({"properties", "$defs"})
@@ -90,7 +90,7 @@ class OutputSchema:
     """A schema that final answers must conform to."""
 
     def __init__(self, schema: Mapping[str, Any]) -> None:
-        """Take a schema that has been found to be valid JSON Schema."""
+        """Take a schema that values may be checked against."""
         self._schema = dict(schema)
         self._native = native_schema(self._schema)
 
@@ -126,33 +126,15 @@ class OutputSchema:
             value = read_json(fenced[1] if fenced else answer)
         except ValueError as error:
             raise NonConformingError([f"it is not JSON alone ({error})"]) from None
-        if faults := self._faults(value):
+        try:
+            faults = find_faults(self._schema, value, most=_MOST_FAULTS)
+        except SchemaError as error:
+            raise ValidationError(
+                f"The schema of output_format {error}; simplify it.", reason="option_invalid"
+            ) from None
+        if faults:
             raise NonConformingError(faults)
         return value
-
-    def _faults(self, value: Any) -> list[str]:
-        import jsonschema  # takes a tenth of a second to load
-        import referencing
-
-        # An empty registry: a schema of a client must not make the server fetch anything.
-        checker = jsonschema.Draft202012Validator(
-            self._schema,
-            registry=referencing.Registry(),
-            format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER,
-        )
-        try:
-            errors = [
-                f"{error.json_path}: {error.message[:_LONGEST_FAULT]}"
-                for error, _ in zip(checker.iter_errors(value), range(_MOST_FAULTS), strict=False)
-            ]
-        except (RecursionError, referencing.exceptions.Unresolvable) as error:
-            raise ChuckyError(
-                "The schema of output_format cannot be used: it refers to itself without end, or "
-                "to something that is not in it.",
-                code="VALIDATION_ERROR",
-                reason="option_invalid",
-            ) from error
-        return errors
 
 
 def native_schema(schema: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -16,7 +16,8 @@ CREATE TABLE projects (
     project_id TEXT NOT NULL PRIMARY KEY,  -- 32 lower-case letters and digits
     name TEXT NOT NULL UNIQUE,
     created_ms INTEGER NOT NULL,
-    disabled_ms INTEGER                    -- since when; NULL while enabled
+    disabled_ms INTEGER,                   -- since when; NULL while enabled
+    policy TEXT                            -- JSON, see chucky.server.policy; NULL allows all
 ) STRICT, WITHOUT ROWID;
 
 -- A revoked key stays, to be named in an audit; its secret does not.

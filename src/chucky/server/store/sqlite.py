@@ -1,7 +1,6 @@
 """The store of a server on one machine: one SQLite file.
 
-The only module that imports ``sqlite3``. What is stored, and why, is told by ``schema.sql``;
-how a file of an earlier version gets there, by the numbered files in ``migrations/``.
+What is stored, and why, is told by ``schema.sql``.
 
 Every method blocks for a few milliseconds (up to the busy time-out when another process is
 writing) and may be called from any thread.
@@ -10,41 +9,42 @@ writing) and may be called from any thread.
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 import secrets
-import sqlite3
 import string
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import resources
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from chucky.errors import ChuckyError, ValidationError
+from chucky.server.policy import ProjectPolicy, read_policy
 from chucky.server.projects import Project, ProjectKey
-from chucky.server.store.files import create_private_file, file_identity, prepare_place
+from chucky.server.store.files import file_identity
+from chucky.server.store.sqlite_file import (
+    Connection,
+    connect,
+    faults,
+    now_ms,
+    open_file,
+    store_error,
+    transaction,
+)
+
+logger = logging.getLogger("chucky.server")
 
 DEFAULT_PROJECT_NAME: Final = "default"
 MAX_LIVE_KEYS: Final = 10  # every one of them is tried for every token
-BUSY_TIMEOUT_SECONDS: Final = 5.0
 
-_OLDEST_SQLITE: Final = (3, 37, 0)  # the first with STRICT tables
-_APPLICATION_ID: Final = int.from_bytes(b"Chck", "big")
 _NAME_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _PROJECT_ID_PATTERN: Final = re.compile(r"[a-z0-9]{32}")
-_MIGRATION_PATTERN: Final = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
 
-_COUNT_TABLES: Final = "SELECT count(*) FROM sqlite_schema"
-_HAS_MIGRATIONS: Final = "SELECT count(*) FROM sqlite_schema WHERE name = 'schema_migrations'"
-_APPLIED_VERSION: Final = "SELECT coalesce(max(version), 0) FROM schema_migrations"
-_RECORD_MIGRATION: Final = (
-    "INSERT INTO schema_migrations (version, name, applied_ms) VALUES (?, ?, ?)"
-)
 
 _SELECT_PROJECTS: Final = """
-SELECT p.project_id, p.name, p.disabled_ms IS NOT NULL, k.key_id, k.secret
+SELECT p.project_id, p.name, p.disabled_ms IS NOT NULL, p.policy, k.key_id, k.secret
 FROM projects AS p
 LEFT JOIN project_keys AS k ON k.project_id = p.project_id AND k.revoked_ms IS NULL
 """
@@ -64,6 +64,8 @@ WHERE project_id = ? AND revoked_ms IS NULL
 _DISABLE_PROJECT: Final = """
 UPDATE projects SET disabled_ms = ? WHERE project_id = ? AND disabled_ms IS NULL
 """
+_POLICY_OF: Final = "SELECT policy FROM projects WHERE project_id = ?"
+_SET_POLICY: Final = "UPDATE projects SET policy = ? WHERE project_id = ?"
 _ENABLE_PROJECT: Final = "UPDATE projects SET disabled_ms = NULL WHERE project_id = ?"
 
 
@@ -74,7 +76,7 @@ class SqliteStore:
         path: The absolute path of the file.
     """
 
-    def __init__(self, path: Path, main: sqlite3.Connection, watch: sqlite3.Connection) -> None:
+    def __init__(self, path: Path, main: Connection, watch: Connection) -> None:
         self.path = path
         self._main = main
         self._main_lock = threading.Lock()
@@ -99,20 +101,14 @@ class SqliteStore:
                 readable and writable, not a database, of another program, or of a newer
                 version of this one.
         """
-        _require_sqlite()
         path = Path(path).expanduser().absolute()
-        prepare_place(path)
-        create_private_file(path)
-        with _faults(path, ValidationError):
-            main = _connect(path)
-            try:
-                _refuse_foreign(main, path)
-                _use_wal(main, path)
-                _migrate(main, path)
-                watch = _connect(path)
-            except BaseException:
-                main.close()
-                raise
+        main = open_file(path)
+        try:
+            with faults(path, ValidationError):
+                watch = connect(path)
+        except BaseException:
+            main.close()
+            raise
         return cls(path, main, watch)
 
     def close(self) -> None:
@@ -192,7 +188,7 @@ class SqliteStore:
         with self._writing() as connection:
             found = _find_project(connection, _name_or_id(project))
             if not keep_old:
-                connection.execute(_REVOKE_KEYS, (_now_ms(), found.project_id))
+                connection.execute(_REVOKE_KEYS, (now_ms(), found.project_id))
             elif len(found.keys) >= MAX_LIVE_KEYS:
                 raise ValidationError(
                     f"The project {found.name!r} already has {len(found.keys)} live keys, which "
@@ -214,7 +210,7 @@ class SqliteStore:
         """
         with self._writing() as connection:
             found = _find_project(connection, _name_or_id(project))
-            connection.execute(_DISABLE_PROJECT, (_now_ms(), found.project_id))
+            connection.execute(_DISABLE_PROJECT, (now_ms(), found.project_id))
             return _find_project(connection, found.project_id)
 
     def enable_project(self, project: Project | str) -> Project:
@@ -234,6 +230,38 @@ class SqliteStore:
             connection.execute(_ENABLE_PROJECT, (found.project_id,))
             return _find_project(connection, found.project_id)
 
+    def set_policy(self, project: Project | str, policy: str | None) -> Project:
+        """Set what the operator decides for all sessions of a project.
+
+        Args:
+            project: The project, or its name or id.
+            policy: The policy as :func:`~chucky.server.policy.read_policy` reads it; None
+                allows everything again.
+
+        Returns:
+            The project as it is now.
+
+        Raises:
+            ValidationError: The policy is wrong, or there is no such project.
+        """
+        if policy is not None:
+            read_policy(policy)
+        with self._writing() as connection:
+            found = _find_project(connection, _name_or_id(project))
+            connection.execute(_SET_POLICY, (policy, found.project_id))
+            return _find_project(connection, found.project_id)
+
+    def policy_text(self, project: Project | str) -> str | None:
+        """Return the policy of a project as it was set; None if none was.
+
+        Raises:
+            ValidationError: There is no such project.
+        """
+        with self._reading() as connection:
+            found = _find_project(connection, _name_or_id(project))
+            text: str | None = connection.execute(_POLICY_OF, (found.project_id,)).fetchone()[0]
+        return text
+
     def change_counter(self) -> int:
         """Return a number that differs from the last one when anyone has written to the file.
 
@@ -248,145 +276,43 @@ class SqliteStore:
                 f"back, or restart the server.",
                 code="STORE_ERROR",
             )
-        with self._watch_lock, _faults(self.path, _store_error):
+        with self._watch_lock, faults(self.path, store_error):
             return int(self._watch.execute("PRAGMA data_version").fetchone()[0])
 
     @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
-        with self._main_lock, _faults(self.path, _store_error):
+    def _reading(self) -> Iterator[Connection]:
+        with self._main_lock, faults(self.path, store_error):
             yield self._main
 
     @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        with self._main_lock, _faults(self.path, _store_error), _transaction(self._main):
+    def _writing(self) -> Iterator[Connection]:
+        with self._main_lock, faults(self.path, store_error), transaction(self._main):
             yield self._main
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    # isolation_level=None: transactions begin and end where this module says so, nowhere else.
-    connection = sqlite3.connect(
-        path, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None, check_same_thread=False
-    )
-    try:
-        connection.execute("PRAGMA foreign_keys = ON")
-        connection.execute("PRAGMA synchronous = FULL")
-    except sqlite3.Error:
-        connection.close()
-        raise
-    return connection
-
-
-@contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        connection.execute("COMMIT")
-    except BaseException:
-        # A full disk may have ended the transaction already.
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
-
-
-def _refuse_foreign(connection: sqlite3.Connection, path: Path) -> None:
-    # Both answers out of one read transaction: another process may be creating the file.
-    connection.execute("BEGIN")
-    application_id = connection.execute("PRAGMA application_id").fetchone()[0]
-    table_count = connection.execute(_COUNT_TABLES).fetchone()[0]
-    connection.execute("COMMIT")
-    if application_id == _APPLICATION_ID:
-        return
-    if application_id != 0 or table_count:
-        raise ValidationError(
-            f"The file {str(path)!r} is a database of another program; name another file with --db."
-        )
-
-
-def _use_wal(connection: sqlite3.Connection, path: Path) -> None:
-    # Two processes that switch a new file at the same time get SQLITE_BUSY at once, without
-    # the busy time-out; the loser tries again and finds it done.
-    deadline = time.monotonic() + BUSY_TIMEOUT_SECONDS
-    while True:
-        try:
-            mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
-            break
-        except sqlite3.OperationalError as error:
-            if not _is_busy(error) or time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
-    if mode != "wal":
-        raise ValidationError(
-            f"The database {str(path)!r} cannot use a write-ahead log where it is; move it to a "
-            f"local disk."
-        )
-
-
-def _migrate(connection: sqlite3.Connection, path: Path) -> None:
-    migrations = _migrations()
-    newest = migrations[-1][0]
-    if _applied_version(connection) == newest:
-        return
-    with _transaction(connection):
-        # Asked again: another process may have migrated while this one waited to begin.
-        applied = _applied_version(connection)
-        if applied > newest:
-            raise ValidationError(
-                f"The database {str(path)!r} was written by a newer version of chucky (its schema "
-                f"is {applied}, this version knows {newest}); upgrade chucky, or name another "
-                f"file with --db."
-            )
-        for version, name, script in migrations:
-            if version > applied:
-                for statement in _statements(script):
-                    connection.execute(statement)
-                connection.execute(_RECORD_MIGRATION, (version, name, _now_ms()))
-
-
-def _applied_version(connection: sqlite3.Connection) -> int:
-    if not connection.execute(_HAS_MIGRATIONS).fetchone()[0]:
-        return 0
-    return int(connection.execute(_APPLIED_VERSION).fetchone()[0])
-
-
-def _migrations() -> list[tuple[int, str, str]]:
-    """Return (version, file name, SQL) of every migration, in order."""
-    found = []
-    for file in (resources.files(__package__) / "migrations").iterdir():
-        match = _MIGRATION_PATTERN.fullmatch(file.name)
-        if match:
-            found.append((int(match[1]), file.name, file.read_text(encoding="utf-8")))
-    return sorted(found)
-
-
-def _statements(script: str) -> Iterator[str]:
-    """Split a script, because ``executescript`` would commit the transaction it is run in."""
-    statement = ""
-    for line in script.splitlines(keepends=True):
-        statement += line
-        if sqlite3.complete_statement(statement):
-            yield statement
-            statement = ""
-    if statement.strip():
-        yield statement
-
-
-def _read_projects(
-    connection: sqlite3.Connection, query: str, *parameters: str
-) -> tuple[Project, ...]:
+def _read_projects(connection: Connection, query: str, *parameters: str) -> tuple[Project, ...]:
     projects: dict[str, Project] = {}
-    keys: dict[str, list[ProjectKey]] = {}
-    for project_id, name, disabled, key_id, secret in connection.execute(query, parameters):
-        projects.setdefault(project_id, Project(project_id, name, bool(disabled)))
-        if key_id is not None:
-            keys.setdefault(project_id, []).append(ProjectKey(key_id, secret))
-    return tuple(
-        Project(project.project_id, project.name, project.disabled, tuple(keys.get(project_id, ())))
-        for project_id, project in projects.items()
-    )
+    for project_id, name, disabled, policy, key_id, secret in connection.execute(query, parameters):
+        found = projects.get(project_id)
+        if found is None:
+            found = Project(project_id, name, bool(disabled), (), _stored_policy(name, policy))
+        keys = () if key_id is None else (ProjectKey(key_id, secret),)
+        projects[project_id] = replace(found, keys=(*found.keys, *keys))
+    return tuple(projects.values())
 
 
-def _find_project(connection: sqlite3.Connection, name_or_id: str) -> Project:
+def _stored_policy(name: str, text: str | None) -> ProjectPolicy:
+    if text is None:
+        return ProjectPolicy()
+    try:
+        return read_policy(text)
+    except ValidationError as error:
+        # Of a newer version, perhaps. What it would have forbidden is not known, so all is.
+        logger.error("the policy of the project %s cannot be used: %s", name, error)
+        return ProjectPolicy(is_damaged=True)
+
+
+def _find_project(connection: Connection, name_or_id: str) -> Project:
     for query in (_PROJECT_BY_ID, _PROJECT_BY_NAME):
         found = _read_projects(connection, query, name_or_id)
         if found:
@@ -397,17 +323,17 @@ def _find_project(connection: sqlite3.Connection, name_or_id: str) -> Project:
     raise ValidationError(f"There is no project {name_or_id!r}; {hint}")
 
 
-def _insert_project(connection: sqlite3.Connection, name: str) -> tuple[Project, ProjectKey]:
+def _insert_project(connection: Connection, name: str) -> tuple[Project, ProjectKey]:
     alphabet = string.ascii_lowercase + string.digits
     project_id = "".join(secrets.choice(alphabet) for _ in range(32))
-    connection.execute(_INSERT_PROJECT, (project_id, name, _now_ms()))
+    connection.execute(_INSERT_PROJECT, (project_id, name, now_ms()))
     key = _insert_key(connection, project_id)
     return Project(project_id, name, False, (key,)), key
 
 
-def _insert_key(connection: sqlite3.Connection, project_id: str) -> ProjectKey:
+def _insert_key(connection: Connection, project_id: str) -> ProjectKey:
     key = ProjectKey(f"key_{secrets.token_hex(8)}", f"hk_live_{secrets.token_hex(32)}")
-    connection.execute(_INSERT_KEY, (key.key_id, project_id, key.secret, _now_ms()))
+    connection.execute(_INSERT_KEY, (key.key_id, project_id, key.secret, now_ms()))
     return key
 
 
@@ -425,53 +351,3 @@ def _require_project_name(name: str) -> None:
         raise ValidationError(
             f"The project name {name!r} looks like a project id; choose a shorter name."
         )
-
-
-def _require_sqlite() -> None:
-    if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
-        oldest = ".".join(map(str, _OLDEST_SQLITE))
-        raise ValidationError(
-            f"This Python has SQLite {sqlite3.sqlite_version}, and the store needs {oldest} or "
-            f"newer; use a Python built with a newer SQLite."
-        )
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
-_WHAT_TO_DO: Final = {
-    "SQLITE_NOTADB": "is not a chucky database; name another file with --db",
-    "SQLITE_CORRUPT": "is damaged; restore it from a backup",
-    "SQLITE_BUSY": "is locked by another process; try again, or stop that process",
-    "SQLITE_LOCKED": "is locked by another process; try again, or stop that process",
-    "SQLITE_READONLY": "is read-only; make the file and its directory writable",
-    "SQLITE_CANTOPEN": "cannot be opened; make the file and its directory readable and writable",
-    "SQLITE_PERM": "cannot be accessed; make the file and its directory readable and writable",
-    "SQLITE_FULL": "cannot be written because the disk is full; free some space",
-    "SQLITE_IOERR": "cannot be read or written; check the disk it is on",
-}
-
-
-def _result_word(error: sqlite3.Error) -> str:
-    """Return the primary result code, e.g. SQLITE_IOERR for SQLITE_IOERR_WRITE."""
-    name = getattr(error, "sqlite_errorname", "")
-    return "_".join(str(name).split("_")[:2])
-
-
-def _is_busy(error: sqlite3.Error) -> bool:
-    return _result_word(error) in ("SQLITE_BUSY", "SQLITE_LOCKED")
-
-
-def _store_error(message: str) -> ChuckyError:
-    return ChuckyError(message, code="STORE_ERROR")
-
-
-@contextmanager
-def _faults(path: Path, error_class: Callable[[str], ChuckyError]) -> Iterator[None]:
-    """Turn what SQLite raises into one sentence that names the file and what to do."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        advice = _WHAT_TO_DO.get(_result_word(error), f"cannot be used ({error})")
-        raise error_class(f"The database {str(path)!r} {advice}.") from error

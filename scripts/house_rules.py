@@ -30,7 +30,15 @@ _PURE = tuple(
 _IMPURE_ROOTS = {"asyncio", "select", "selectors", "socket", "ssl", "websockets"}
 _CLIENT_ONLY = ("chucky.client", "chucky.session", "chucky.connection")
 _SEPARATE = ("chucky.server.engines", "chucky.server.ledger", "chucky.server.edge")
-_ONE_HOME = {"anthropic", "claude_agent_sdk", "genai_prices", "mcp", "psycopg", "sqlite3"}
+_ONE_HOME = {
+    "anthropic",
+    "claude_agent_sdk",
+    "cryptography",
+    "genai_prices",
+    "mcp",
+    "psycopg",
+    "sqlite3",
+}
 _VAGUE_NAMES = {"common", "helper", "helpers", "misc", "types", "util", "utils"}
 
 # Written so that no pattern matches its own source.

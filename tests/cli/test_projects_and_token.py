@@ -266,7 +266,40 @@ def test_a_disabled_project_makes_no_tokens_until_it_is_enabled(db: Path) -> Non
     said(chucky("token", "--user", "alice", *BUDGET, "--db", db))
 
 
-@pytest.mark.parametrize("command", ["rotate-key", "disable", "enable"])
+def test_a_policy_is_set_shown_and_cleared(db: Path, tmp_path: Path) -> None:
+    path = tmp_path / "policy.json"
+    path.write_text('{"maxTurns": 3}\n')
+    command = ("projects", "policy", "default", "--db", db)
+    assert "everything is allowed" in said(chucky(*command))
+    assert said(chucky(*command, "--set", path)) == '{"maxTurns": 3}\n'
+    path.write_text('{"maxTurn": 3}')
+    assert "'maxTurn'" in refused(chucky(*command, "--set", path))
+    assert said(chucky(*command)) == '{"maxTurns": 3}\n'
+    assert "--clear" in refused(chucky(*command, "--set", path, "--clear"))
+    assert "everything is allowed" in said(chucky(*command, "--clear"))
+
+
+def test_a_provider_key_is_read_from_standard_input_and_never_shown(db: Path) -> None:
+    secret = secrets.token_urlsafe()
+    arguments = [*map(str, ("projects", "provider-key", "default", "--db", db))]
+
+    def run(*more: str, key: str = "") -> Result:
+        return CliRunner().invoke(app, [*arguments, *more], input=key)
+
+    assert secret not in said(run(key=f"{secret}\n"))
+    with closing(SqliteStore.open(db)) as store:
+        assert store.find_project("default").provider_key("anthropic") == secret
+    listed = said(chucky("projects", "list", "--json", "--db", db))
+    assert secret not in listed
+    assert json.loads(listed)[0]["providerKeys"] == ["anthropic"]
+    for wrong in ("", "\n", "two words\n"):
+        assert "key" in refused(run(key=wrong))
+    said(run("--remove"))
+    with closing(SqliteStore.open(db)) as store:
+        assert store.find_project("default").provider_keys == ()
+
+
+@pytest.mark.parametrize("command", ["rotate-key", "disable", "enable", "policy", "provider-key"])
 def test_a_project_that_does_not_exist_is_told(db: Path, command: str) -> None:
     text = refused(chucky("projects", command, "defualt", "--db", db))
     assert "no project 'defualt'; did you mean 'default'?" in text

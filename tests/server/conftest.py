@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -240,17 +240,24 @@ class Provider:
             body of an error.
         requests: The bodies of the requests.
         headers: Their headers.
+        paths: Where they went.
+        respond_as: Answers in the place of all this, where it is set.
         url: Where it listens.
     """
 
     answer: Callable[[dict[str, Any]], list[Event] | tuple[int, Any]]
     requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+    respond_as: Callable[[Request], Awaitable[Response]] | None = None
     url: str = ""
 
     async def respond(self, request: Request) -> Response:
         """Answer a call."""
+        if self.respond_as is not None:
+            return await self.respond_as(request)
         body = json.loads(await request.body())
+        self.paths.append(request.url.path)
         self.requests.append(body)
         self.headers.append(dict(request.headers))
         answer = self.answer(body)

@@ -61,7 +61,7 @@ def test_every_setting_is_documented_with_its_names_and_default() -> None:
         row = table[each.name]
         cells = [cell.strip() for cell in row.strip("|").split("|")]
         assert len(cells) == 4
-        if each.name in ("models", "prices"):
+        if each.name in TABLES:
             assert cells[1] == "none"
             continue
         assert f"`CHUCKY_{each.name.upper()}`" in cells[1]
@@ -72,12 +72,15 @@ def test_every_setting_is_documented_with_its_names_and_default() -> None:
     assert set(table) - {"chucky.toml"} - {name for name in table if name.isupper()} == set(NAMES)
 
 
+MASTER_KEY = secrets.token_hex(32)
+TABLES = {"models", "prices", "providers"}
 SAMPLES: dict[str, tuple[str, Any]] = {
     "host": ("::1", "::1"),
     "port": ("0", 0),
     "db": ("/srv/chucky.db", Path("/srv/chucky.db")),
     "upstream_url": ("http://localhost:9/v", "http://localhost:9/v"),
     "anthropic_api_key": ("sk-sample", "sk-sample"),
+    "master_key": (MASTER_KEY, MASTER_KEY),
     "allowed_betas": ("one-beta, another-beta", ("one-beta", "another-beta")),
     "allow_remote": ("yes", True),
     "tls_cert": (str(DOCS), DOCS),
@@ -95,7 +98,7 @@ SAMPLES: dict[str, tuple[str, Any]] = {
 
 
 def test_every_setting_can_come_from_the_environment(tmp_path: Path) -> None:
-    assert set(SAMPLES) == set(NAMES) - {"models", "prices"}
+    assert set(SAMPLES) == set(NAMES) - TABLES
     environ = {f"CHUCKY_{name.upper()}": text for name, (text, _) in SAMPLES.items()}
     settings = load(tmp_path, None, **environ)
     assert {name: getattr(settings, name) for name in SAMPLES} == {
@@ -201,7 +204,7 @@ def test_all_faults_are_told_at_once_one_line_each(tmp_path: Path) -> None:
     assert set(lines[1:]) == {
         f"There is no setting 'prot' in {str(path)!r}; did you mean port?",
         f"model_attempts in {str(path)!r} must be from 1 to 10, not 99.",
-        f"models in {str(path)!r} must hold a table for each model, and 'x' is 1.",
+        f"models in {str(path)!r} must hold a table for each name, and 'x' is none.",
         "There is no environment variable CHUCKY_LOGLEVEL; did you mean CHUCKY_LOG_LEVEL?",
         "CHUCKY_SUCCESSION must be true or false, not 'maybe'.",
         "--port must be from 0 to 65,535, not -1.",
@@ -231,6 +234,7 @@ def test_all_faults_are_told_at_once_one_line_each(tmp_path: Path) -> None:
         ("max_sessions_per_user", "0", "must be from 1 to 100,000, not 0"),
         ("max_queued_inputs", "1001", "must be from 1 to 1,000, not 1,001"),
         ("model_attempts", "0", "must be from 1 to 10, not 0"),
+        ("master_key", "short", "must be 64 hexadecimal digits"),
         ("log_level", "loud", "must be one of debug, info, warning, error, not 'loud'"),
     ],
 )
@@ -253,8 +257,8 @@ def test_a_value_that_cannot_be_is_told_with_its_name_and_what_it_may_be(
         ("db = 1", "must be a path, not 1"),
         ("db = ''", "must be a path, not ''"),
         ("db = 'a\\u0000b'".replace("'", '"'), "must be a path"),
-        ("models = 1", "must be a table"),
-        ("prices = []", "must be a table"),
+        ("models = 1", "must be tables by name"),
+        ("prices = []", "must be tables by name"),
     ],
 )
 def test_a_value_of_the_wrong_type_in_the_file_is_told(

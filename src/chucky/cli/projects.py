@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -132,6 +133,42 @@ def policy(
     )
 
 
+@app.command("provider-key")
+def provider_key(
+    project: _ProjectArgument,
+    provider: Annotated[
+        str, typer.Argument(metavar="PROVIDER", help="Name of the provider.")
+    ] = "anthropic",
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Take the key away; the server's own counts again.")
+    ] = False,
+    db: DbOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Give a project a key of its own for a provider of models.
+
+    The key is asked for, or read from standard input: as an argument other users of the machine
+    could see it.
+    """
+    with _opened(config, db) as store:
+        found = store.find_project(project)
+        key = None if remove else _read_provider_key(provider)
+        store.set_provider_key(found, provider, key)
+    done = "no longer has" if remove else "has"
+    typer.echo(f"The project {found.name} {done} a key of its own for {provider}.")
+
+
+def _read_provider_key(provider: str) -> str:
+    if sys.stdin.isatty():
+        key = str(typer.prompt(f"Key for {provider}", hide_input=True))
+    else:
+        key = sys.stdin.readline()
+    key = key.strip()
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        raise ValidationError("No key was given, or one with spaces or other odd characters in it.")
+    return key
+
+
 def _print_key(project: Project, key: ProjectKey, as_json: bool, news: str) -> None:
     if as_json:
         typer.echo(json.dumps({"projectId": project.project_id, "hmacKey": key.secret}))
@@ -148,4 +185,5 @@ def _as_entry(project: Project) -> dict[str, object]:
         "name": project.name,
         "disabled": project.disabled,
         "keyIds": [key.key_id for key in project.keys],
+        "providerKeys": [key.provider for key in project.provider_keys],
     }

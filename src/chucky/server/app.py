@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import socket
 import ssl
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -28,9 +30,10 @@ from chucky.server.edge.websocket import Doorkeeper, WebSocketEdge
 from chucky.server.engines.messages import MessagesEngine
 from chucky.server.model.catalog import Catalog
 from chucky.server.model.gate import Gate, Provider
+from chucky.server.model.providers import Providers
 from chucky.server.policy import ProjectPolicy
 from chucky.server.projects import Project, ProjectDirectory
-from chucky.server.provider import model_notice, opening_provider
+from chucky.server.provider import OFFLINE_NOTICE, opening_provider
 from chucky.server.sessions.registry import Registry
 from chucky.server.sessions.session import Limits, Session
 from chucky.server.sessions.turn import Outbox
@@ -73,10 +76,22 @@ async def serve(
         # must not stand still meanwhile.
         directory, project = await asyncio.to_thread(_open_projects, settings, stack)
         catalog = await asyncio.to_thread(Catalog.load, settings.models)
-        notice = model_notice(settings)
-        async with opening_provider(settings, catalog) as provider:
-            service = Service(settings, directory, catalog, provider, clock)
+        providers = Providers.load(
+            settings.providers,
+            catalog,
+            api_key=settings.anthropic_api_key,
+            base_url=settings.upstream_url,
+        )
+        notice = OFFLINE_NOTICE if providers.is_offline else None
+        find_key = functools.partial(_provider_key, directory)
+        async with opening_provider(settings, providers, catalog, find_key) as provider:
+            service = Service(settings, directory, catalog, providers, provider, clock)
             await service.run(listener, lambda url: announce(url, project.project_id, notice))
+
+
+def _provider_key(directory: ProjectDirectory, project_id: str, provider: str) -> str | None:
+    project = directory.lookup(project_id)
+    return None if project is None else project.provider_key(provider)
 
 
 def _open_projects(
@@ -97,19 +112,19 @@ class Service:
         settings: Settings,
         directory: ProjectDirectory,
         catalog: Catalog,
+        providers: Providers,
         provider: asyncio.Task[Provider],
         clock: Callable[[], datetime],
     ) -> None:
-        notice = model_notice(settings)
         self._settings = settings
         self._directory = directory
+        self._providers = providers
         self._provider = provider
         self._clock = clock
         self._policy = Policy(
             catalog,
             allowed_betas=frozenset(settings.allowed_betas),
             succession=settings.succession,
-            notices=(notice,) if notice else (),
         )
         self._engine = MessagesEngine(Gate(provider, clock), attempts=settings.model_attempts)
         self._limits = Limits(
@@ -191,11 +206,24 @@ class Service:
         project = self._directory.lookup(identity.project_id)
         policy = ProjectPolicy(is_damaged=True) if project is None else project.policy
         grant = admit(identity, policy, options, self._policy, self._clock().date())
+        if isinstance(grant, Grant):
+            grant = self._with_provider(grant, identity.project_id)
         for notice in grant.notices if isinstance(grant, Grant) else ():
             if notice not in self._logged_notices:
                 self._logged_notices.add(notice)
                 logger.warning("%s", notice)
         return grant
+
+    def _with_provider(self, grant: Grant, project_id: str) -> Grant | ChuckyError:
+        """Refuse models nobody serves, and say so if the offline model answers for them."""
+        is_offline = False
+        try:
+            for model in filter(None, (grant.model, grant.fallback_model)):
+                key = _provider_key(self._directory, project_id, model.provider)
+                is_offline |= self._providers.serves_offline(model, key)
+        except ChuckyError as error:
+            return error
+        return replace(grant, notices=(*grant.notices, OFFLINE_NOTICE)) if is_offline else grant
 
     async def _health(self, _request: Request) -> Response:
         """Whether tokens can be judged; the reason why not is for the log."""

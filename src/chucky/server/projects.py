@@ -39,6 +39,19 @@ class ProjectKey:
 
 
 @dataclass(frozen=True, slots=True)
+class ProviderKey:
+    """A key that a project brings along for a provider of models.
+
+    Attributes:
+        provider: The provider's name.
+        secret: The key; None if what is stored cannot be opened. Never shown by ``repr``.
+    """
+
+    provider: str
+    secret: str | None = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Project:
     """A project with the keys its tokens may be signed with.
 
@@ -48,6 +61,7 @@ class Project:
         disabled: Whether every token of the project is refused.
         keys: The live keys, the likeliest first. Revoked keys are not among them.
         policy: What the operator decided for all its sessions.
+        provider_keys: The keys it brings along for providers.
     """
 
     project_id: str
@@ -55,6 +69,25 @@ class Project:
     disabled: bool = False
     keys: tuple[ProjectKey, ...] = ()
     policy: ProjectPolicy = field(default_factory=ProjectPolicy)
+    provider_keys: tuple[ProviderKey, ...] = ()
+
+    def provider_key(self, provider: str) -> str | None:
+        """The key it has for a provider; None if it has none.
+
+        Raises:
+            ChuckyError: It has one that cannot be opened.
+        """
+        for key in self.provider_keys:
+            if key.provider == provider:
+                if key.secret is None:
+                    raise ChuckyError(
+                        "The provider key of this project cannot be read; the server's log says "
+                        "why.",
+                        code="MODEL_ERROR",
+                        reason="provider_key_unreadable",
+                    )
+                return key.secret
+        return None
 
 
 class ProjectStore(Protocol):

@@ -9,28 +9,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any
 
-from chucky.server.model.catalog import Catalog
+from chucky.server.model.catalog import Catalog, Model
 from chucky.server.model.gate import Provider
+from chucky.server.model.providers import Providers, ProviderSettings
+from chucky.server.model.upstream import Upstream
 from chucky.server.settings import Settings
 
-ANTHROPIC_URL = "https://api.anthropic.com"
 OFFLINE_NOTICE = (
     "The offline model answers: no provider key is set. Set ANTHROPIC_API_KEY for answers of "
     "Claude."
 )
 
-
-def model_notice(settings: Settings) -> str | None:
-    """The sentence that says that the offline model answers, if it does."""
-    return OFFLINE_NOTICE if _is_offline(settings) else None
+FindKey = Callable[[str, str], str | None]
+"""Gives the key a project has for a provider: ``find_key(project_id, provider)``."""
 
 
 @contextlib.asynccontextmanager
 async def opening_provider(
-    settings: Settings, catalog: Catalog
+    settings: Settings, providers: Providers, catalog: Catalog, find_key: FindKey
 ) -> AsyncIterator[asyncio.Task[Provider]]:
     """Yield the task that opens the provider; it is closed at the end.
 
@@ -41,7 +41,7 @@ async def opening_provider(
         ValidationError: A price is wrong.
     """
     async with contextlib.AsyncExitStack() as stack:
-        opening = asyncio.create_task(_open(settings, catalog, stack))
+        opening = asyncio.create_task(_open(settings, providers, catalog, find_key, stack))
         try:
             if settings.prices:
                 await asyncio.shield(opening)
@@ -50,26 +50,69 @@ async def opening_provider(
             await asyncio.wait([opening])
 
 
-async def _open(settings: Settings, catalog: Catalog, stack: contextlib.AsyncExitStack) -> Provider:
-    url = settings.upstream_url or ANTHROPIC_URL
-    if _is_offline(settings):
-        url = await stack.enter_async_context(_offline_model())
-    provider = await asyncio.to_thread(_load, settings, catalog, url)
-    stack.push_async_callback(provider.upstream.close)
-    return provider
+async def _open(
+    settings: Settings,
+    providers: Providers,
+    catalog: Catalog,
+    find_key: FindKey,
+    stack: contextlib.AsyncExitStack,
+) -> Provider:
+    offline_url = None
+    if providers.is_offline:
+        offline_url = await stack.enter_async_context(_offline_model())
+    upstreams = _Upstreams(providers, find_key, offline_url)
+    stack.push_async_callback(upstreams.close)
+    return await asyncio.to_thread(_load, settings, catalog, upstreams)
 
 
-def _load(settings: Settings, catalog: Catalog, url: str) -> Provider:
-    from chucky.server.model.anthropic_api import AnthropicUpstream
+def _load(settings: Settings, catalog: Catalog, upstreams: _Upstreams) -> Provider:
     from chucky.server.model.pricing import PriceTable
 
-    # Servers of other vendors mostly want no key, but the header must be there.
-    upstream = AnthropicUpstream(api_key=settings.anthropic_api_key or "none", base_url=url)
-    return Provider(upstream, PriceTable(catalog, settings.prices))
+    upstreams.open_default()
+    return Provider(upstreams, PriceTable(catalog, settings.prices))
 
 
-def _is_offline(settings: Settings) -> bool:
-    return settings.anthropic_api_key is None and settings.upstream_url is None
+class _Upstreams:
+    """The ways to the providers, each opened when it is first needed."""
+
+    def __init__(self, providers: Providers, find_key: FindKey, offline_url: str | None) -> None:
+        self._providers = providers
+        self._find_key = find_key
+        self._offline_url = offline_url
+        self._opening = asyncio.Lock()
+        # One for each provider and key. Operators set keys, so there are never many.
+        self._opened: dict[tuple[str, str | None], Upstream] = {}
+
+    def open_default(self) -> None:
+        """Open what most calls will need. Blocks for as long as packages take to load."""
+        default = self._providers.default
+        if default.is_usable or self._offline_url is not None:
+            self._opened[(default.name, None)] = self._open(default, None)
+
+    async def upstream_for(self, model: Model, project_id: str) -> Upstream:
+        """See :class:`~chucky.server.model.upstream.Upstreams`."""
+        key = self._find_key(project_id, model.provider)
+        self._providers.serves_offline(model, key)  # refuses a provider without credentials
+        name = (model.provider, key)
+        if name not in self._opened:
+            async with self._opening:
+                if name not in self._opened:
+                    settings = self._providers.by_name[model.provider]
+                    self._opened[name] = await asyncio.to_thread(self._open, settings, key)
+        return self._opened[name]
+
+    def _open(self, settings: ProviderSettings, key: str | None) -> Upstream:
+        # Loading the package takes longer than all else at start.
+        from chucky.server.model.anthropic_api import open_upstream
+
+        if key is None and not settings.is_usable:
+            return open_upstream(replace(settings, base_url=self._offline_url))
+        return open_upstream(settings if key is None else replace(settings, api_key=key))
+
+    async def close(self) -> None:
+        """Close them all."""
+        for upstream in self._opened.values():
+            await upstream.close()
 
 
 @contextlib.asynccontextmanager

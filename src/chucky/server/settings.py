@@ -10,6 +10,7 @@ import difflib
 import ipaddress
 import math
 import os
+import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -89,6 +90,8 @@ class Settings:
         succession: Whether the successor answers for a model its vendor has retired.
         models: Changes to the model table, by model id.
         prices: Changes to the price table, by model id.
+        providers: Providers of models besides ``anthropic``, by name.
+        master_key: What secrets in the database are encrypted with. Left out of ``repr``.
         log_level: The least important level that is logged.
     """
 
@@ -114,6 +117,8 @@ class Settings:
     succession: bool = True
     models: Mapping[str, Any] = field(default_factory=dict)
     prices: Mapping[str, Any] = field(default_factory=dict)
+    providers: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    master_key: str | None = field(default=None, repr=False)
     log_level: str = "info"
 
     @classmethod
@@ -299,6 +304,14 @@ def _read_secret(given: _Given) -> str:
     return value
 
 
+def _read_master_key(given: _Given) -> str:
+    # The value is never part of the fault.
+    value = given.value.strip() if isinstance(given.value, str) else ""
+    if not re.fullmatch("[0-9a-fA-F]{64}", value):
+        raise ValueError("must be 64 hexadecimal digits; `openssl rand -hex 32` makes some")
+    return value
+
+
 def _read_path(given: _Given) -> Path:
     value = given.value
     if not isinstance(value, str | Path) or not str(value).strip() or "\0" in str(value):
@@ -358,10 +371,11 @@ def _read_log_level(given: _Given) -> str:
 
 def _read_table(given: _Given) -> Mapping[str, Any]:
     if not isinstance(given.value, Mapping):
-        raise ValueError(f'must be a table, like [{given.name}."claude-…"], not {given.value!r}')
+        raise ValueError(f'must be tables by name, like [{given.name}."…"]')
     for name, entry in given.value.items():
         if not isinstance(entry, Mapping):
-            raise ValueError(f"must hold a table for each model, and {name!r} is {entry!r}")
+            # Not the entry: it may be a secret in the wrong place.
+            raise ValueError(f"must hold a table for each name, and {name!r} is none")
     return dict(given.value)
 
 
@@ -419,6 +433,8 @@ _READERS: Final[Mapping[str, _Reader]] = {
     "succession": _read_flag,
     "models": _read_table,
     "prices": _read_table,
+    "providers": _read_table,
+    "master_key": _read_master_key,
     "log_level": _read_log_level,
 }
-_TABLES: Final = frozenset({"models", "prices"})
+_TABLES: Final = frozenset({"models", "prices", "providers"})

@@ -115,7 +115,6 @@ def _admit(
         notices=(
             *([resolution.notice] if resolution.notice else []),
             *_thinking_notices(resolution.model, thinking),
-            *policy.notices,
         ),
         fallback_model=None if fallback is resolution.model else fallback,
         max_thinking_tokens=thinking,

@@ -52,10 +52,8 @@ class Policy:
         catalog: The models there are.
         allowed_betas: The beta features of providers that clients may ask for.
         succession: Whether a retired model's successor answers in its place.
-        notices: Sentences every session is told.
     """
 
     catalog: Catalog
     allowed_betas: frozenset[str] = frozenset()
     succession: bool = True
-    notices: tuple[str, ...] = ()

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import anthropic
 import httpx2  # the HTTP client of the anthropic package; its errors come through while streaming
 
+from chucky.errors import ChuckyError
+from chucky.jsontext import write_json
+from chucky.server.model.providers import ANTHROPIC_URL, ProviderSettings
 from chucky.server.model.upstream import UpstreamError
+
+logger = logging.getLogger("chucky.server")
 
 # The time between two events may be long while a model thinks; the API sends pings meanwhile.
 _TIMEOUT = httpx2.Timeout(connect=10.0, read=120.0, write=60.0, pool=60.0)
@@ -29,6 +36,11 @@ _STATUS_BY_TYPE = {
     "api_error": 500,
     "timeout_error": 504,
     "overloaded_error": 529,
+    # Bedrock's.
+    "modelTimeoutException": 408,
+    "serviceUnavailableException": 503,
+    "throttlingException": 429,
+    "validationException": 400,
 }
 
 # HTTP status -> (reason, what it means to the reader). Other 4xx are rejections, 5xx are faults.
@@ -50,26 +62,89 @@ _RETRYABLE_STATUS = frozenset({408, 409, 429})
 _REJECTING_STATUS = frozenset({400, 413, 422})
 
 
+_Client = (
+    anthropic.AsyncAnthropic | anthropic.AsyncAnthropicBedrock | anthropic.AsyncAnthropicVertex
+)
+
+
+def open_upstream(provider: ProviderSettings) -> AnthropicUpstream:
+    """Prepare calls to a provider; nothing is connected yet. Blocks while packages load.
+
+    Raises:
+        ChuckyError: A package is missing; the sentence says how to install it.
+    """
+    try:
+        client = _CLIENTS[provider.kind](provider)
+    except ImportError:
+        raise UpstreamError(
+            f"The provider {provider.name!r} needs packages that are not installed on this server: "
+            f"its operator installs the extra '{provider.kind}'.",
+            reason="provider_not_installed",
+        ) from None
+    return AnthropicUpstream(client, provider)
+
+
+def _anthropic_client(provider: ProviderSettings) -> _Client:
+    return anthropic.AsyncAnthropic(
+        # Servers of other vendors mostly want no key, but the header must be there.
+        api_key=provider.api_key or "none",
+        base_url=provider.base_url or ANTHROPIC_URL,
+        max_retries=0,
+        timeout=_TIMEOUT,
+    )
+
+
+def _bedrock_client(provider: ProviderSettings) -> _Client:
+    importlib.import_module("boto3")
+    # The package reads this description of AWS's with the first event it decodes, which would be
+    # on the event loop.
+    importlib.import_module("anthropic.lib.bedrock._stream_decoder").get_response_stream_shape()
+    return anthropic.AsyncAnthropicBedrock(
+        aws_region=provider.region,
+        aws_profile=provider.profile,
+        aws_access_key=provider.access_key,
+        aws_secret_key=provider.secret_key,
+        aws_session_token=provider.session_token,
+        api_key=provider.api_key,
+        base_url=provider.base_url,
+        max_retries=0,
+        timeout=_TIMEOUT,
+    )
+
+
+def _vertex_client(provider: ProviderSettings) -> _Client:
+    importlib.import_module("google.auth")  # that it is missing would only show with a call
+    return anthropic.AsyncAnthropicVertex(
+        region=provider.region or "",
+        project_id=provider.project or "",
+        access_token=provider.access_token,
+        base_url=provider.base_url,
+        max_retries=0,
+        timeout=_TIMEOUT,
+    )
+
+
+_CLIENTS: dict[str, Callable[[ProviderSettings], _Client]] = {
+    "anthropic": _anthropic_client,
+    "bedrock": _bedrock_client,
+    "vertex": _vertex_client,
+}
+
+
 class AnthropicUpstream:
-    """The Messages API at Anthropic, or at any address that speaks it."""
+    """The Messages API at Anthropic, in a cloud, or at any address that speaks it."""
 
-    def __init__(self, *, api_key: str, base_url: str | None = None) -> None:
-        """Prepare calls; nothing is connected yet.
-
-        Args:
-            api_key: The provider's key. It is sent upstream and nowhere else.
-            base_url: Another address than Anthropic's.
-        """
-        self._client = anthropic.AsyncAnthropic(
-            api_key=api_key, base_url=base_url, max_retries=0, timeout=_TIMEOUT
-        )
+    def __init__(self, client: _Client, provider: ProviderSettings) -> None:
+        """Take over a client of the package."""
+        self._client = client
+        self._provider = provider
 
     @asynccontextmanager
     async def stream(
         self, request: Mapping[str, Any], betas: Sequence[str] = ()
     ) -> AsyncIterator[AsyncIterator[str]]:
         """Make a call; see :class:`~chucky.server.model.upstream.Upstream`."""
-        with _own_errors():
+        with _own_errors(), self._own_credential_errors():
             # `messages.create` would warn about models that are retired some day, which is the
             # model table's business here, and convert a request that is in its final form.
             stream = await self._client.post(
@@ -81,11 +156,35 @@ class AnthropicUpstream:
                 stream_cls=anthropic.AsyncStream[object],
             )
             async with stream:
-                yield _events(stream.response)
+                # Bedrock's stream is binary; only the package's own iteration decodes it.
+                is_binary = self._provider.kind == "bedrock"
+                yield _decoded_events(stream) if is_binary else _events(stream.response)
 
     async def close(self) -> None:
         """Let go of connections."""
         await self._client.close()
+
+    @contextmanager
+    def _own_credential_errors(self) -> Iterator[None]:
+        """Turn what the packages of the clouds raise while they look for credentials."""
+        try:
+            yield
+        except (anthropic.AnthropicError, httpx2.HTTPError, ChuckyError):
+            raise
+        except Exception as error:
+            # They have dozens of classes without a common base. What they say is for the log.
+            logger.warning("provider %s: %s: %s", self._provider.name, type(error).__name__, error)
+            raise UpstreamError(
+                f"The credentials of the provider {self._provider.name!r} cannot be used: the "
+                f"server's operator checks [providers.{self._provider.name}]; the log says more.",
+                reason="provider_credentials",
+            ) from None
+
+
+async def _decoded_events(stream: anthropic.AsyncStream[object]) -> AsyncIterator[str]:
+    with _own_errors():
+        async for event in stream:
+            yield write_json(event)
 
 
 async def _events(response: httpx2.Response) -> AsyncIterator[str]:
@@ -93,7 +192,7 @@ async def _events(response: httpx2.Response) -> AsyncIterator[str]:
     with _own_errors():
         async for event in anthropic.AsyncStream.raw_events(response):
             if event.event == "error":
-                raise _stream_error(event.data)
+                raise _stream_error(_read_or_none(event.data))
             if event.event not in (None, "ping"):
                 yield event.data
 
@@ -103,7 +202,9 @@ def _own_errors() -> Iterator[None]:
     try:
         yield
     except anthropic.APIStatusError as error:
-        raise _status_error(error) from error
+        # In the middle of a stream the status is that of its beginning.
+        in_stream = error.status_code < 400
+        raise (_stream_error(error.body) if in_stream else _status_error(error)) from error
     except (anthropic.APITimeoutError, httpx2.TimeoutException) as error:
         raise UpstreamError(
             "The model did not answer in time.", reason="model_timeout", retryable=True
@@ -126,14 +227,17 @@ def _status_error(error: anthropic.APIStatusError) -> UpstreamError:
     )
 
 
-def _stream_error(data: str) -> UpstreamError:
-    try:
-        body = json.loads(data)
-    except ValueError:
-        body = None
+def _stream_error(body: object) -> UpstreamError:
     inner = body.get("error") if isinstance(body, dict) else None
     kind = inner.get("type") if isinstance(inner, dict) else None
     return _error(_STATUS_BY_TYPE.get(str(kind), 500), _quote(body) or "no details given", None)
+
+
+def _read_or_none(data: str) -> object:
+    try:
+        return json.loads(data)
+    except ValueError:
+        return None
 
 
 def _error(status: int, said: str, retry_after_seconds: float | None) -> UpstreamError:

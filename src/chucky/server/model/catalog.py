@@ -22,6 +22,9 @@ from chucky.errors import ValidationError
 Thinking = Literal["none", "adaptive", "budget"]
 ThinkingOff = Literal["disabled", "between_tools", "never"]
 
+#: The provider of models whose table does not name one.
+DEFAULT_PROVIDER = "anthropic"
+
 #: Families whose bare name is an alias of their newest model.
 FAMILY_ALIASES = ("sonnet", "opus", "haiku")
 
@@ -45,6 +48,8 @@ class Model:
             ``budget_tokens``) or ``"none"``.
         thinking_off: How a model that thinks unasked is kept from it: ``"disabled"``,
             ``"between_tools"`` (the least it can do), or ``"never"``.
+        provider: Who serves it: a name of :class:`~chucky.server.model.providers.Providers`.
+        provider_model: What its provider calls it; None for its id.
     """
 
     id: str
@@ -58,6 +63,8 @@ class Model:
     successor: str | None = None
     thinking: Thinking = "none"
     thinking_off: ThinkingOff = "disabled"
+    provider: str = DEFAULT_PROVIDER
+    provider_model: str | None = None
 
     def is_retired(self, today: date) -> bool:
         """Whether the vendor no longer answers on this day."""
@@ -229,6 +236,8 @@ _RULES: dict[str, _Rule] = {
         lambda value: isinstance(value, str) and value in get_args(ThinkingOff),
         '"disabled", "between_tools" or "never"',
     ),
+    "provider": _Rule(_is_name, _NAME),
+    "provider_model": _Rule(_is_name, _NAME),
 }
 _REQUIRED = ("family", "released", "context_tokens", "max_output_tokens")
 

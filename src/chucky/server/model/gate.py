@@ -17,7 +17,7 @@ from typing import Any
 from chucky.server.model.catalog import Model
 from chucky.server.model.meter import Meter
 from chucky.server.model.pricing import PriceTable, Usage, merge_usage
-from chucky.server.model.upstream import Upstream, UpstreamError
+from chucky.server.model.upstream import UpstreamError, Upstreams
 
 # How many characters of output make a token, where the provider did not live to say: rather too
 # few, so that an interrupted answer is not counted too low.
@@ -79,7 +79,7 @@ class _Count:
 class Provider:
     """Where model calls go, and what they cost there."""
 
-    upstream: Upstream
+    upstreams: Upstreams
     prices: PriceTable
 
 
@@ -113,16 +113,20 @@ class Gate:
             betas: Beta features of the provider that this call uses.
 
         Raises:
-            ValidationError: The model has no price; nothing was sent.
+            ValidationError: The model has no price, or its provider no credentials; nothing was
+                sent.
             UpstreamError: The call failed, or its stream broke off.
         """
         # Shielded: a turn that is interrupted while it waits must not end the loading.
         provider = await asyncio.shield(self._provider)
         price = provider.prices.price_of(model, self._clock())
+        upstream = await provider.upstreams.upstream_for(model, project_id)
+        if model.provider_model is not None:
+            request = {**request, "model": model.provider_model}
         count = _Count()
         started_at = time.monotonic_ns()
         try:
-            async with provider.upstream.stream(request, betas) as events:
+            async with upstream.stream(request, betas) as events:
                 async for text in events:
                     event = _parse(text)
                     count.take(event)

@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 from chucky.errors import ChuckyError
+from chucky.server.model.catalog import Model
 
 
 class UpstreamError(ChuckyError):
@@ -55,4 +56,16 @@ class Upstream(Protocol):
 
     async def close(self) -> None:
         """Let go of connections."""
+        ...
+
+
+class Upstreams(Protocol):
+    """Knows which provider serves whom."""
+
+    async def upstream_for(self, model: Model, project_id: str) -> Upstream:
+        """Return the way to the provider that serves a model to a project.
+
+        Raises:
+            ChuckyError: There is none, or it cannot be used; the sentence says why.
+        """
         ...

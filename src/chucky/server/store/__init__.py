@@ -22,4 +22,4 @@ def open_store(settings: Settings, *, create: bool = True) -> SqliteStore:
     """
     if not create:
         require_database(settings.db)
-    return SqliteStore.open(settings.db)
+    return SqliteStore.open(settings.db, settings.master_key)

@@ -32,3 +32,13 @@ CREATE TABLE project_keys (
 ) STRICT;
 
 CREATE INDEX live_project_keys ON project_keys (project_id) WHERE revoked_ms IS NULL;
+
+-- Keys that projects bring along for providers of models. With a master key they, and the keys of
+-- projects, are sealed: store/cipher.py.
+CREATE TABLE provider_keys (
+    project_id TEXT NOT NULL REFERENCES projects (project_id),
+    provider TEXT NOT NULL,
+    secret TEXT NOT NULL,
+    created_ms INTEGER NOT NULL,
+    PRIMARY KEY (project_id, provider)
+) STRICT, WITHOUT ROWID;

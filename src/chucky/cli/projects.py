@@ -128,9 +128,8 @@ def policy(
         elif clear:
             store.set_policy(found, None)
         text = store.policy_text(found)
-    typer.echo(
-        text.rstrip() if text else f"The project {found.name} has no policy: all is allowed."
-    )
+    nothing = f"The project {found.name} has no policy: everything is allowed."
+    typer.echo(nothing if text is None else text.rstrip())
 
 
 @app.command("provider-key")

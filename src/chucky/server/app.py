@@ -26,6 +26,7 @@ from chucky.listener import MAX_CLOSING_SECONDS, Listener, bind
 from chucky.server import auth
 from chucky.server.admission import Grant, Policy, admit
 from chucky.server.auth import Identity
+from chucky.server.edge.outlet import OutletProtocol
 from chucky.server.edge.websocket import Doorkeeper, WebSocketEdge
 from chucky.server.engines.messages import MessagesEngine
 from chucky.server.model.catalog import Catalog
@@ -142,7 +143,7 @@ class Service:
         server = Listener(
             self._app(),
             lambda: ready(_url(self._settings, listener)),
-            ws="websockets-sansio",
+            ws=OutletProtocol,
             # Deflate costs 65 KB of memory per socket and most of the speed.
             ws_per_message_deflate=False,
             ws_max_size=self._settings.max_frame_bytes,

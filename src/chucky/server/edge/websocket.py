@@ -17,6 +17,7 @@ from chucky import wire
 from chucky.errors import AuthenticationError, ChuckyError, SessionError
 from chucky.server.admission import Grant
 from chucky.server.auth import Identity
+from chucky.server.edge.outlet import Outlet
 from chucky.server.sessions.registry import Registry
 from chucky.server.sessions.session import Session
 from chucky.server.sessions.turn import Outbox
@@ -120,6 +121,7 @@ class _Socket:
         self, websocket: WebSocket, doorkeeper: Doorkeeper, idle_timeout_seconds: float
     ) -> None:
         self._websocket = websocket
+        self._outlet: Outlet = websocket.state.outlet
         self._doorkeeper = doorkeeper
         self._idle_timeout_seconds = idle_timeout_seconds
         self._tasks: asyncio.TaskGroup | None = None
@@ -140,14 +142,15 @@ class _Socket:
         if self._gone:
             return
         try:
-            async with asyncio.timeout(SEND_TIMEOUT_SECONDS):
-                await self._websocket.send({"type": "websocket.send", "text": frame})
+            if self._outlet.is_full:
+                async with asyncio.timeout(SEND_TIMEOUT_SECONDS):
+                    await self._outlet.wait_writable()
         except TimeoutError:
             logger.warning("a client did not read for %g s; it is left", SEND_TIMEOUT_SECONDS)
             self._gone = True
             self._begin_ending(self._end(POLICY_VIOLATION, "not_reading"))
-        except (WebSocketDisconnect, RuntimeError):
-            self._gone = True
+        else:
+            self._outlet.send(frame)
 
     async def refuse(self, error: ChuckyError, code: int = POLICY_VIOLATION) -> None:
         """Tell the client why it is not served, and close."""

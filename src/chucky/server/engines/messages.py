@@ -199,7 +199,7 @@ class MessagesConversation:
         try:
             async with aclosing(call) as events:
                 async for event in events:
-                    reply.feed(event.fields)
+                    reply.feed(event)
                     if shows:
                         await turn.emit_event(event.text)
         finally:

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from chucky.errors import ChuckyError
+from chucky.server.model.events import Event
 
 # What a delta adds to, and the key it carries it under.
 _TEXT_DELTAS = {
@@ -26,27 +27,40 @@ class Reply:
     """The model's message so far.
 
     Attributes:
-        blocks: Its content blocks, as they go back to the model in the next request.
         stop_reason: Why the model stopped; None while it writes.
         complete: Whether the stream came to its proper end.
         context_tokens: What it and everything before it take of the model's window.
     """
 
     def __init__(self) -> None:
-        self.blocks: list[dict[str, Any]] = []
         self.stop_reason: str | None = None
         self.complete = False
         self.context_tokens = 0
+        self._blocks: list[dict[str, Any]] = []
+        self._pieces: dict[tuple[int, str], list[str]] = {}
         self._input_json: dict[int, list[str]] = {}
 
-    def feed(self, event: dict[str, Any]) -> None:
+    @property
+    def blocks(self) -> list[dict[str, Any]]:
+        """Its content blocks, as they go back to the model in the next request."""
+        # Joined when somebody looks: text that grew with each of its deltas would be copied so
+        # often.
+        for (index, key), pieces in self._pieces.items():
+            self._blocks[index][key] = "".join(pieces)
+        self._pieces.clear()
+        return self._blocks
+
+    def feed(self, event: Event) -> None:
         """Take in one event.
 
         Raises:
             ChuckyError: The event makes no sense; the provider broke its protocol.
         """
         try:
-            self._apply(event)
+            if event.delta is not None:
+                self._add_piece(*event.delta)
+            else:
+                self._apply(event.fields)
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise ChuckyError(
                 f"The model's stream had an event that makes no sense ({error!r}).",
@@ -70,14 +84,20 @@ class Reply:
                 pass  # message_start holds nothing but usage; unknown events must be ignored
 
     def _add(self, index: int, delta: dict[str, Any]) -> None:
-        block = self.blocks[index]
         kind = delta["type"]
         if kind == "input_json_delta":
             self._input_json.setdefault(index, []).append(delta["partial_json"])
         elif kind == "citations_delta":
+            block = self._blocks[index]
             block["citations"] = [*(block.get("citations") or []), delta["citation"]]
         elif key := _TEXT_DELTAS.get(kind):
-            block[key] = (block.get(key) or "") + delta[key]
+            self._add_piece(index, key, delta[key])
+
+    def _add_piece(self, index: int, key: str, piece: str) -> None:
+        pieces = self._pieces.get((index, key))
+        if pieces is None:
+            pieces = self._pieces[index, key] = [_text(self._blocks[index].get(key) or "")]
+        pieces.append(_text(piece))
 
     def _close(self, index: int) -> None:
         pieces = self._input_json.pop(index, None)
@@ -108,6 +128,12 @@ class Reply:
             for block in self.blocks
             if (keys := _SHOWN_KEYS.get(str(block.get("type"))))
         ]
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.50} is no text")
+    return value
 
 
 def _loads_or_none(text: str) -> Any:

@@ -15,6 +15,7 @@ import httpx2  # the HTTP client of the anthropic package; its errors come throu
 from chucky.errors import ChuckyError
 from chucky.jsontext import write_json
 from chucky.server.model.providers import ANTHROPIC_URL, ProviderSettings
+from chucky.server.model.sse import server_sent_events
 from chucky.server.model.upstream import UpstreamError
 
 logger = logging.getLogger("chucky.server")
@@ -188,13 +189,13 @@ async def _decoded_events(stream: anthropic.AsyncStream[object]) -> AsyncIterato
 
 
 async def _events(response: httpx2.Response) -> AsyncIterator[str]:
-    """The events as text: parsed once, by the gate, and relayed as they are."""
+    """The events as text: parsed by whoever needs it, and relayed as they are."""
     with _own_errors():
-        async for event in anthropic.AsyncStream.raw_events(response):
-            if event.event == "error":
-                raise _stream_error(_read_or_none(event.data))
-            if event.event not in (None, "ping"):
-                yield event.data
+        async for name, data in server_sent_events(response.aiter_bytes()):
+            if name == "error":
+                raise _stream_error(_read_or_none(data))
+            if name != "ping":
+                yield data
 
 
 @contextmanager

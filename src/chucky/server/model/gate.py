@@ -7,7 +7,6 @@ again is its caller's decision; each attempt is a call of its own here, with its
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ from datetime import datetime
 from typing import Any
 
 from chucky.server.model.catalog import Model
+from chucky.server.model.events import Event
 from chucky.server.model.meter import Meter
 from chucky.server.model.pricing import PriceTable, Usage, merge_usage
 from chucky.server.model.upstream import UpstreamError, Upstreams
@@ -22,19 +22,6 @@ from chucky.server.model.upstream import UpstreamError, Upstreams
 # How many characters of output make a token, where the provider did not live to say: rather too
 # few, so that an interrupted answer is not counted too low.
 _CHARACTERS_PER_TOKEN = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One event of a model's stream.
-
-    Attributes:
-        fields: The event, parsed.
-        text: The same as it came, for relaying it untouched.
-    """
-
-    fields: dict[str, Any]
-    text: str
 
 
 @dataclass(slots=True)
@@ -46,8 +33,11 @@ class _Count:
     characters: int = 0
     complete: bool = False
 
-    def take(self, event: dict[str, Any]) -> None:
-        match event:
+    def take(self, event: Event) -> None:
+        if event.delta is not None:
+            self.characters += len(event.delta.piece)
+            return
+        match event.fields:
             case {"type": "message_start", "message": {"usage": dict(usage)}}:
                 self._report(usage)
             case {"type": "content_block_delta", "delta": dict(delta)}:
@@ -128,9 +118,9 @@ class Gate:
         try:
             async with upstream.stream(request, betas) as events:
                 async for text in events:
-                    event = _parse(text)
+                    event = Event(text)
                     count.take(event)
-                    yield Event(event, text)
+                    yield event
             if not count.complete:
                 raise UpstreamError(
                     "The model's answer broke off before its end.",
@@ -151,15 +141,3 @@ class Gate:
 
 def _is_output(key: str, value: object) -> bool:
     return key in ("text", "thinking", "partial_json") and isinstance(value, str)
-
-
-def _parse(text: str) -> dict[str, Any]:
-    try:
-        event = json.loads(text)
-    except ValueError:
-        event = None
-    if not isinstance(event, dict):
-        raise UpstreamError(
-            "The model's stream had an event that is not JSON.", reason="model_stream_malformed"
-        )
-    return event

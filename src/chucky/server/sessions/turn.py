@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import time
 import uuid
@@ -18,6 +19,7 @@ from chucky.server.sessions.toolcalls import ToolCalls
 # The published Python clients, which are the ones that speak the wrapped form, break off at a
 # frame of more than 1 MiB and then wait for minutes. A frame is ASCII: a character is a byte.
 _LONGEST_WRAPPED_FRAME = 1_000_000
+_COUNTED_DIGITS = 12  # the last of the five parts of a UUID
 
 
 class Outbox(Protocol):
@@ -40,6 +42,10 @@ class RunningTurn:
         self._outbox = outbox
         self._tool_calls = tool_calls
         self._started_at = time.monotonic_ns()
+        # A message gets an id of its own; one that is random in all its digits takes longer to
+        # make than the rest of a partial message.
+        self._id_prefix = str(uuid.uuid4())[:-_COUNTED_DIGITS]
+        self._ids = itertools.count()
         self._task: asyncio.Task[Any] | None = None
         self._interruption: ChuckyError | None = None
 
@@ -83,7 +89,7 @@ class RunningTurn:
 
     async def emit(self, message: dict[str, Any]) -> None:
         """Send a message of the agent, in the form of the input."""
-        ids = {"uuid": str(uuid.uuid4()), "session_id": self._session_id}
+        ids = {"uuid": self._next_id(), "session_id": self._session_id}
         frame = wire.message_frame({**message, **ids}, self._form)
         too_long = self._form is wire.Form.WRAPPED and len(frame) > _LONGEST_WRAPPED_FRAME
         if too_long and message["type"] == "user":
@@ -97,14 +103,18 @@ class RunningTurn:
             wire.stream_event_frame(
                 event_json,
                 session_id=self._session_id,
-                uuid=str(uuid.uuid4()),
+                uuid=self._next_id(),
                 form=self._form,
             )
         )
 
     async def call_tool(self, tool: ToolSpec, arguments: dict[str, Any]) -> ToolOutcome:
         """Have the client run a tool."""
-        return await self._tool_calls.call(str(uuid.uuid4()), tool, arguments)
+        return await self._tool_calls.call(self._next_id(), tool, arguments)
+
+    def _next_id(self) -> str:
+        """A UUID whose last digits count what this turn has sent."""
+        return f"{self._id_prefix}{next(self._ids):0{_COUNTED_DIGITS}x}"
 
 
 def _shortened(message: dict[str, Any]) -> dict[str, Any]:

@@ -146,8 +146,8 @@ class Server:
         self,
         user: str = "user-1",
         *,
-        ai_dollars: float = 1.0,
-        compute_hours: float = 1.0,
+        ai_dollars: float = 1_000.0,
+        compute_hours: float = 100.0,
         window: Window = "day",
     ) -> str:
         """Sign a token for a user of this server's project."""

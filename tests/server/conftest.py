@@ -132,7 +132,7 @@ class LocalServer:
 
     def token(self, user: str = "user-1", **claims: Any) -> str:
         """Sign a token with the key the default project began with."""
-        return create_token(user, self.project_id, self.secret, create_budget(1, 1), **claims)
+        return create_token(user, self.project_id, self.secret, create_budget(1_000, 100), **claims)
 
 
 StartServer = Callable[..., AbstractAsyncContextManager[LocalServer]]

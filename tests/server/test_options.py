@@ -58,6 +58,11 @@ class Seen:
         return list(config["format"]["schema"]["properties"]) if config else []
 
     @property
+    def session_budget_micros(self) -> int:
+        [limit] = [each["limit"] for each in self.result["budgets"] if each["scope"] == "session"]
+        return int(limit)
+
+    @property
     def calls(self) -> int:
         return int(self.result["num_turns"])
 
@@ -222,7 +227,17 @@ OPTIONS: dict[str, Option] = {
     "vessel": Option("v", "w", refused="option_unsupported"),
     "continue": Option(True, True, refused="option_unsupported"),
     "forkSession": Option(True, True, refused="option_unsupported"),
-    "maxBudgetUsd": Option(1, 2, refused="option_unsupported"),
+    "maxBudgetUsd": Option(
+        3,
+        2.5,
+        lambda seen: seen.session_budget_micros,
+        3_000_000,
+        2_500_000,
+        policy=[
+            ({"maxBudgetUsd": 0.5}, 500_000),
+            ({"maxBudgetUsd": 9}, 3_000_000),
+        ],
+    ),
     "resume": Option("r", "s", refused="option_unsupported"),
     "resumeSessionAt": Option("r", "s", refused="option_unsupported"),
     "sessionId": Option("r", "s", refused="option_unsupported"),
@@ -306,7 +321,7 @@ async def test_an_option(
                 "u",
                 project_id,
                 secret,
-                create_budget(1, 1),
+                create_budget(1_000, 100),
                 permissions=case.permissions or None,
                 sdk_config=case.sdk_config or None,
             )

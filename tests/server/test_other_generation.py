@@ -664,7 +664,7 @@ class Narrow:
             user_id=user,
             project_id=self.project_id,
             secret=self.hmac_key,
-            budget=create_budget(ai_dollars=1, compute_hours=1, window="day"),
+            budget=create_budget(ai_dollars=1_000, compute_hours=100, window="day"),
         )
 
 

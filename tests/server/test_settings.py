@@ -92,6 +92,8 @@ SAMPLES: dict[str, tuple[str, Any]] = {
     "max_sessions_per_user": ("1", 1),
     "max_queued_inputs": ("1000", 1000),
     "model_attempts": ("1", 1),
+    "min_output_tokens": ("100", 100),
+    "ledger": ("off", False),
     "succession": ("off", False),
     "log_level": ("Debug", "debug"),
 }

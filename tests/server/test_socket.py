@@ -366,7 +366,7 @@ async def test_extensions_travel_only_after_both_sides_named_them(server: Any, d
             await client.ask("hi")
             extra = set(await client.result()) - RESULT_KEYS
             assert bool(extra) is bool(capabilities)
-    assert extra == {"model", "turn_cost_usd", "stop_reason"}
+    assert extra == {"model", "turn_cost_usd", "turn_compute_ms", "budgets", "stop_reason"}
 
 
 @pytest.mark.parametrize(
@@ -400,7 +400,7 @@ async def test_extensions_travel_only_after_both_sides_named_them(server: Any, d
             "inputSchema",
         ),
         ({"sessionId": "s"}, "'sessionId'"),
-        ({"maxBudgetUsd": 1}, "'maxBudgetUsd'"),
+        ({"maxBudgetUsd": -1}, "'maxBudgetUsd'"),
     ],
 )
 async def test_what_cannot_be_honoured_is_refused_as_the_result_of_each_input(

@@ -24,11 +24,18 @@ from chucky import wire
 from chucky.errors import AuthenticationError, ChuckyError, SessionError, ValidationError
 from chucky.listener import MAX_CLOSING_SECONDS, Listener, bind
 from chucky.server import auth
-from chucky.server.admission import Grant, Policy, admit
+from chucky.server.admission import Grant, Policy, admit, turn_limits, user_limits
 from chucky.server.auth import Identity
 from chucky.server.edge.outlet import OutletProtocol
+from chucky.server.edge.rest import RestEdge
 from chucky.server.edge.websocket import Doorkeeper, WebSocketEdge
 from chucky.server.engines.messages import MessagesEngine
+from chucky.server.ledger import payer
+from chucky.server.ledger.accounts import Holder
+from chucky.server.ledger.ledger import Ledger
+from chucky.server.ledger.operations import Look, Seen
+from chucky.server.ledger.reports import usage_report
+from chucky.server.ledger.windows import milliseconds
 from chucky.server.model.catalog import Catalog
 from chucky.server.model.gate import Gate, Provider
 from chucky.server.model.providers import Providers
@@ -37,9 +44,9 @@ from chucky.server.projects import Project, ProjectDirectory
 from chucky.server.provider import OFFLINE_NOTICE, opening_provider
 from chucky.server.sessions.registry import Registry
 from chucky.server.sessions.session import Limits, Session
-from chucky.server.sessions.turn import Outbox
+from chucky.server.sessions.turn import Outbox, TurnPayer
 from chucky.server.settings import Settings
-from chucky.server.store import ServeLock, open_store
+from chucky.server.store import ServeLock, open_ledger, open_store
 
 logger = logging.getLogger("chucky.server")
 
@@ -85,9 +92,29 @@ async def serve(
         )
         notice = OFFLINE_NOTICE if providers.is_offline else None
         find_key = functools.partial(_provider_key, directory)
+        ledger = await _open_ledger(settings, clock, stack)
         async with opening_provider(settings, providers, catalog, find_key) as provider:
-            service = Service(settings, directory, catalog, providers, provider, clock)
+            service = Service(settings, directory, catalog, providers, provider, ledger, clock)
             await service.run(listener, lambda url: announce(url, project.project_id, notice))
+
+
+async def _open_ledger(
+    settings: Settings, clock: Callable[[], datetime], stack: contextlib.ExitStack
+) -> Ledger | None:
+    """Open the ledger, and end what a server that died left open in it."""
+    if not settings.ledger:
+        logger.warning("the ledger is off: budgets are not kept and nothing is booked")
+        return None
+
+    def clock_ms() -> int:
+        return milliseconds(clock())
+
+    rows = await asyncio.to_thread(open_ledger, settings, clock_ms)
+    stack.callback(rows.close)
+    ledger = Ledger(rows)
+    if ended := await ledger.recover():
+        logger.warning("%d reservations of a server that died were booked as estimates", ended)
+    return ledger
 
 
 def _provider_key(directory: ProjectDirectory, project_id: str, provider: str) -> str | None:
@@ -115,9 +142,11 @@ class Service:
         catalog: Catalog,
         providers: Providers,
         provider: asyncio.Task[Provider],
+        ledger: Ledger | None,
         clock: Callable[[], datetime],
     ) -> None:
         self._settings = settings
+        self._ledger = ledger
         self._directory = directory
         self._providers = providers
         self._provider = provider
@@ -134,7 +163,9 @@ class Service:
             queued_inputs=settings.max_queued_inputs,
             frame_bytes=settings.max_frame_bytes,
         )
-        self._registry = Registry(sessions_per_user=settings.max_sessions_per_user)
+        self._registry = Registry(
+            sessions_per_user=settings.max_sessions_per_user, policy_of=self._policy_of
+        )
         self._logged_notices: set[str] = set()
         directory.on_change(self._stop_revoked)
 
@@ -151,19 +182,23 @@ class Service:
             ssl_keyfile=self._settings.tls_key,
         )
 
-        following = asyncio.create_task(self._directory.run())
         serving = asyncio.create_task(server.serve(sockets=[listener]))
-        running: set[asyncio.Task[Any]] = {following, serving, self._provider}
+        keeping = [asyncio.create_task(self._directory.run())]
+        if self._ledger is not None:
+            keeping.append(asyncio.create_task(self._ledger.run()))
+        needed = {serving, *keeping}
+        running: set[asyncio.Task[Any]] = {*needed, self._provider}
         try:
-            while {following, serving} <= running:
+            while needed <= running:
                 done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 for each in done:
                     each.result()  # a part that failed ends the server
         finally:
             await self._stop_all()
             server.should_exit = True
-            following.cancel()
-            await asyncio.wait([following, serving])
+            for each in keeping:
+                each.cancel()
+            await asyncio.wait(needed)
 
     def _app(self) -> Starlette:
         doorkeeper = Doorkeeper(
@@ -174,9 +209,11 @@ class Service:
         edge = WebSocketEdge(
             doorkeeper, self._registry, idle_timeout_seconds=self._settings.idle_timeout_seconds
         )
+        rest = RestEdge(authenticate=self._authenticate, usage=self._usage)
         return Starlette(
             routes=[
                 Route("/healthz", self._health),
+                *rest.routes,
                 Route("/ws", _not_a_websocket),
                 WebSocketRoute("/ws", edge.endpoint),
                 WebSocketRoute("/{path:path}", _wrong_path),
@@ -200,13 +237,44 @@ class Service:
             engine=self._engine,
             limits=self._limits,
             recheck=self._recheck,
+            open_payer=self._open_payer,
         )
 
-    def _admit(self, identity: Identity, options: Mapping[str, Any]) -> Grant | ChuckyError:
-        # Without its project nothing is granted, whatever the token said when it was judged.
+    def _open_payer(
+        self, session: Session, turn_id: str, end_turn: Callable[[ChuckyError], None]
+    ) -> TurnPayer:
+        if self._ledger is None:
+            return payer.FreePayer()
+        identity = session.identity
+        return payer.TurnPayer(
+            self._ledger,
+            Holder(identity.project_id, identity.user_id, session.session_id, turn_id),
+            turn_limits(identity, self._policy_of(identity), session.grant),
+            min_output_tokens=self._settings.min_output_tokens,
+            end_turn=end_turn,
+        )
+
+    def _policy_of(self, identity: Identity) -> ProjectPolicy:
+        # Without its project nothing is allowed, whatever the token said when it was judged.
         project = self._directory.lookup(identity.project_id)
-        policy = ProjectPolicy(is_damaged=True) if project is None else project.policy
-        grant = admit(identity, policy, options, self._policy, self._clock().date())
+        return ProjectPolicy(is_damaged=True) if project is None else project.policy
+
+    async def _usage(self, identity: Identity) -> dict[str, Any]:
+        if self._ledger is None:
+            raise ChuckyError(
+                "This server keeps no budgets (its setting 'ledger' is off).",
+                code="VALIDATION_ERROR",
+                reason="ledger_off",
+            )
+        holder = Holder(identity.project_id, identity.user_id)
+        [seen] = await self._ledger.ask(Look(holder, user_limits(identity)))
+        assert isinstance(seen, Seen)
+        return usage_report(seen.standings)
+
+    def _admit(self, identity: Identity, options: Mapping[str, Any]) -> Grant | ChuckyError:
+        grant = admit(
+            identity, self._policy_of(identity), options, self._policy, self._clock().date()
+        )
         if isinstance(grant, Grant):
             grant = self._with_provider(grant, identity.project_id)
         for notice in grant.notices if isinstance(grant, Grant) else ():

@@ -87,6 +87,8 @@ class Settings:
         max_queued_inputs: How many messages may wait in one session.
         model_attempts: How often a model call is tried, the first time included.
         allowed_betas: Beta features of the provider that clients may ask for.
+        min_output_tokens: A model call is made if its input and so much output can be paid for.
+        ledger: Whether budgets are kept. Off, everything is paid for and nothing is booked.
         succession: Whether the successor answers for a model its vendor has retired.
         models: Changes to the model table, by model id.
         prices: Changes to the price table, by model id.
@@ -114,6 +116,8 @@ class Settings:
         "fine-grained-tool-streaming-2025-05-14",
         "interleaved-thinking-2025-05-14",
     )
+    min_output_tokens: int = 64
+    ledger: bool = True
     succession: bool = True
     models: Mapping[str, Any] = field(default_factory=dict)
     prices: Mapping[str, Any] = field(default_factory=dict)
@@ -430,6 +434,8 @@ _READERS: Final[Mapping[str, _Reader]] = {
     "max_queued_inputs": _whole(1, 1_000),
     "model_attempts": _whole(1, 10),
     "allowed_betas": _read_names,
+    "min_output_tokens": _whole(1, 4_096),
+    "ledger": _read_flag,
     "succession": _read_flag,
     "models": _read_table,
     "prices": _read_table,

@@ -5,7 +5,8 @@ replaces the client's options; then the token's ``permissions`` and the project'
 what is left.
 """
 
+from chucky.server.admission.budgets import turn_limits, user_limits
 from chucky.server.admission.decision import admit
 from chucky.server.admission.grant import Grant, Policy
 
-__all__ = ["Grant", "Policy", "admit"]
+__all__ = ["Grant", "Policy", "admit", "turn_limits", "user_limits"]

@@ -14,7 +14,7 @@ from chucky.server.admission.values import count, flag, invalid, is_given, names
 from chucky.server.auth import Identity
 from chucky.server.model.catalog import Model, Resolution
 from chucky.server.permissions import Permissions
-from chucky.server.policy import ProjectPolicy
+from chucky.server.policy import ProjectPolicy, dollars_to_nanos
 from chucky.server.schemas import SchemaError, check_usable_for_values
 
 # Options that would change what the engine `messages` does and that it cannot honour. Naming one
@@ -27,7 +27,6 @@ _NEEDS_CLAUDE_CODE = {
 _NOT_IN_THIS_VERSION = (
     "continue",
     "forkSession",
-    "maxBudgetUsd",
     "resume",
     "resumeSessionAt",
     "sessionId",
@@ -120,6 +119,7 @@ def _admit(
         max_thinking_tokens=thinking,
         output_schema=_output_schema(options.get("outputFormat")),
         betas=_betas(options, project, policy),
+        max_budget_nanos=_max_budget(options, project),
     )
 
 
@@ -212,6 +212,16 @@ def _system_prompt(given: Any) -> tuple[str | None, list[str]]:
 def _max_turns(options: Mapping[str, Any], limits: Iterable[Permissions]) -> int | None:
     asked = [count(options, "maxTurns", 1), *(permissions.max_turns for permissions in limits)]
     return min((each for each in asked if each is not None), default=None)
+
+
+def _max_budget(options: Mapping[str, Any], project: ProjectPolicy) -> int | None:
+    given = options.get("maxBudgetUsd")
+    asked = None if given is None else dollars_to_nanos(given)
+    if given is not None and asked is None:
+        raise invalid(f"The option 'maxBudgetUsd' must be an amount of dollars, not {given!r:.40}.")
+    return min(
+        (each for each in (asked, project.max_budget_nanos) if each is not None), default=None
+    )
 
 
 def _max_thinking_tokens(options: Mapping[str, Any], project: ProjectPolicy) -> int | None:

@@ -26,6 +26,7 @@ class Grant:
             None for what it does unasked.
         output_schema: JSON Schema the final answer must conform to; None for free text.
         betas: Beta features of the provider to switch on.
+        max_budget_nanos: What the session may spend, in nano-dollars; None for no limit of its own.
         ignored: Options the client named that have no effect here.
         notices: Sentences for people: a successor answers, the offline model answers.
     """
@@ -42,6 +43,7 @@ class Grant:
     max_thinking_tokens: int | None = None
     output_schema: Mapping[str, Any] | None = None
     betas: tuple[str, ...] = ()
+    max_budget_nanos: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

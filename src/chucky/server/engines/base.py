@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from chucky.server.model.catalog import Model
 from chucky.server.model.meter import Meter
+from chucky.server.model.payment import Payer
 
 Content = str | list[dict[str, Any]]
 
@@ -97,7 +98,12 @@ class Turn(Protocol):
 
     @property
     def meter(self) -> Meter:
-        """Counts what the turn's model calls used and cost."""
+        """Counts what the turn's model calls used."""
+        ...
+
+    @property
+    def payer(self) -> Payer:
+        """Pays for the turn's model calls."""
         ...
 
     async def emit(self, message: dict[str, Any]) -> None:

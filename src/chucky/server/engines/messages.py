@@ -24,6 +24,7 @@ from chucky.server.engines.thinking import thinking_param
 from chucky.server.model.catalog import Model
 from chucky.server.model.gate import Gate
 from chucky.server.model.meter import Meter
+from chucky.server.model.payment import CutShortError
 from chucky.server.model.upstream import UpstreamError
 
 logger = logging.getLogger("chucky.server")
@@ -193,6 +194,7 @@ class MessagesConversation:
             self._model,
             request,
             used,
+            payer=turn.payer,
             project_id=self._spec.project_id,
             betas=self._spec.betas,
         )
@@ -202,12 +204,20 @@ class MessagesConversation:
                     reply.feed(event)
                     if shows:
                         await turn.emit_event(event.text)
+        except CutShortError as error:
+            reply.cut_short = error
         finally:
             turn.meter.add(used)
             reply.context_tokens = used.usage.prompt_tokens + used.usage.output_tokens
 
     async def _keep(self, reply: Reply, turn: Turn) -> None:
         self._context_tokens = reply.context_tokens
+        if reply.cut_short is not None:
+            self._keep_interrupted(reply)
+            if text := reply.text():
+                await turn.emit(_message("assistant", [{"type": "text", "text": text}]))
+            reply.cut_short.text = text
+            raise reply.cut_short
         if reply.stop_reason == "refusal":
             raise _unusable("model_refused", "The model declined to answer.")
         if reply.stop_reason == "model_context_window_exceeded":
@@ -251,7 +261,10 @@ class MessagesConversation:
             asked.add_user(_blocks(compaction_request(wish)))
             return self._request(model, asked)
 
-        summary = (await self._ask(request, turn, aside=True)).text().strip()
+        reply = await self._ask(request, turn, aside=True)
+        if reply.cut_short is not None:
+            raise reply.cut_short
+        summary = reply.text().strip()
         if not summary:
             raise _unusable(
                 "compaction_failed",

@@ -7,6 +7,7 @@ from typing import Any
 
 from chucky.errors import ChuckyError
 from chucky.server.model.events import Event
+from chucky.server.model.payment import CutShortError
 
 # What a delta adds to, and the key it carries it under.
 _TEXT_DELTAS = {
@@ -30,12 +31,14 @@ class Reply:
         stop_reason: Why the model stopped; None while it writes.
         complete: Whether the stream came to its proper end.
         context_tokens: What it and everything before it take of the model's window.
+        cut_short: Set when it ended because no more of it was paid for.
     """
 
     def __init__(self) -> None:
         self.stop_reason: str | None = None
         self.complete = False
         self.context_tokens = 0
+        self.cut_short: CutShortError | None = None
         self._blocks: list[dict[str, Any]] = []
         self._pieces: dict[tuple[int, str], list[str]] = {}
         self._input_json: dict[int, list[str]] = {}

@@ -25,6 +25,17 @@ _TIMEOUT = httpx2.Timeout(connect=10.0, read=120.0, write=60.0, pool=60.0)
 
 _LONGEST_QUOTE = 500
 
+# What `count_tokens` takes of a request.
+_COUNTED_FIELDS = (
+    "model",
+    "messages",
+    "system",
+    "tools",
+    "tool_choice",
+    "thinking",
+    "output_config",
+)
+
 # The API's error types, for errors that come in the middle of a stream and so without a status.
 _STATUS_BY_TYPE = {
     "invalid_request_error": 400,
@@ -161,6 +172,18 @@ class AnthropicUpstream:
                 is_binary = self._provider.kind == "bedrock"
                 yield _decoded_events(stream) if is_binary else _events(stream.response)
 
+    async def count_tokens(self, request: Mapping[str, Any]) -> int | None:
+        """Count the input; see :class:`~chucky.server.model.upstream.Upstream`."""
+        if self._provider.kind == "bedrock":
+            return None  # there is no such call at Bedrock
+        body = {name: request[name] for name in _COUNTED_FIELDS if name in request}
+        with _own_errors(), self._own_credential_errors():
+            counted = await self._client.post(
+                "/v1/messages/count_tokens", cast_to=object, body=body
+            )
+        tokens = counted.get("input_tokens") if isinstance(counted, dict) else None
+        return tokens if isinstance(tokens, int) else None
+
     async def close(self) -> None:
         """Let go of connections."""
         await self._client.close()
@@ -179,6 +202,7 @@ class AnthropicUpstream:
                 f"The credentials of the provider {self._provider.name!r} cannot be used: the "
                 f"server's operator checks [providers.{self._provider.name}]; the log says more.",
                 reason="provider_credentials",
+                is_free=True,
             ) from None
 
 
@@ -190,10 +214,14 @@ async def _decoded_events(stream: anthropic.AsyncStream[object]) -> AsyncIterato
 
 async def _events(response: httpx2.Response) -> AsyncIterator[str]:
     """The events as text: parsed by whoever needs it, and relayed as they are."""
+    has_begun = False
     with _own_errors():
         async for name, data in server_sent_events(response.aiter_bytes()):
             if name == "error":
-                raise _stream_error(_read_or_none(data))
+                error = _stream_error(_read_or_none(data))
+                error.is_free = not has_begun
+                raise error
+            has_begun = True
             if name != "ping":
                 yield data
 
@@ -207,25 +235,37 @@ def _own_errors() -> Iterator[None]:
         in_stream = error.status_code < 400
         raise (_stream_error(error.body) if in_stream else _status_error(error)) from error
     except (anthropic.APITimeoutError, httpx2.TimeoutException) as error:
+        cause = error.__cause__ if isinstance(error, anthropic.APITimeoutError) else error
         raise UpstreamError(
-            "The model did not answer in time.", reason="model_timeout", retryable=True
+            "The model did not answer in time.",
+            reason="model_timeout",
+            retryable=True,
+            is_free=isinstance(cause, httpx2.ConnectTimeout | httpx2.PoolTimeout),
         ) from error
     except (anthropic.APIConnectionError, httpx2.TransportError) as error:
+        cause = error.__cause__ if isinstance(error, anthropic.APIConnectionError) else error
         raise UpstreamError(
-            "The connection to the model failed.", reason="model_unreachable", retryable=True
+            "The connection to the model failed.",
+            reason="model_unreachable",
+            retryable=True,
+            is_free=isinstance(cause, httpx2.ConnectError),
         ) from error
     except anthropic.AnthropicError as error:
         raise UpstreamError(
-            f"The model call could not be made: {error}", reason="model_call_invalid"
+            f"The model call could not be made: {error}", reason="model_call_invalid", is_free=True
         ) from error
 
 
 def _status_error(error: anthropic.APIStatusError) -> UpstreamError:
-    return _error(
+    refusal = _error(
         error.status_code,
         _quote(error.body) or error.message,
         _seconds(error.response.headers.get("retry-after")),
     )
+    refusal.is_free = (
+        True  # https://platform.claude.com/docs/en/api/errors: only answers are billed
+    )
+    return refusal
 
 
 def _stream_error(body: object) -> UpstreamError:

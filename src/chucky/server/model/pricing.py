@@ -177,7 +177,9 @@ class Price:
 
     def cost_nanos(self, usage: Usage) -> int:
         """The cost of a call in nano-dollars: exact, rounded up once over all its tokens."""
-        prompt = usage.prompt_tokens
+        return self._cost_nanos(usage, usage.prompt_tokens)
+
+    def _cost_nanos(self, usage: Usage, prompt: int) -> int:
         return _divide_up(
             usage.input_tokens * self.input.for_prompt(prompt)
             + usage.output_tokens * self.output.for_prompt(prompt)
@@ -186,6 +188,17 @@ class Price:
             + usage.cache_write_1h_tokens * self.cache_write_1h.for_prompt(prompt),
             _TOKENS_PER_RATE,
         )
+
+    def dearest_cost_nanos(self, usage: Usage) -> int:
+        """The most that a call of at most this usage can cost, whichever tier its prompt is in."""
+        sizes = [0, *(start + 1 for kind in _KINDS for start, _ in getattr(self, kind).tiers)]
+        reached = [size for size in sizes if size <= usage.prompt_tokens]
+        return max(self._cost_nanos(usage, size) for size in reached)
+
+    def dearest_output_rate(self, prompt_tokens: int) -> int:
+        """The rate of output, in nano-dollars per million tokens, at most for such a prompt."""
+        reached = [rate for start, rate in self.output.tiers if start < prompt_tokens]
+        return max(self.output.base, *reached) if reached else self.output.base
 
     def as_dict(self) -> dict[str, Any]:
         """The price as plain data that JSON can hold; rates in nano-dollars per million tokens."""

@@ -18,6 +18,8 @@ class UpstreamError(ChuckyError):
         rejected: Whether the provider found the request itself wrong, so that sending the same
             conversation again would fail for ever.
         retry_after_seconds: How long the provider asked to wait, if it did.
+        is_free: Whether the provider certainly charges nothing: it refused the call, or never got
+            it.
     """
 
     default_code = "MODEL_ERROR"
@@ -30,11 +32,13 @@ class UpstreamError(ChuckyError):
         retryable: bool = False,
         rejected: bool = False,
         retry_after_seconds: float | None = None,
+        is_free: bool = False,
     ) -> None:
         super().__init__(message, reason=reason)
         self.retryable = retryable
         self.rejected = rejected
         self.retry_after_seconds = retry_after_seconds
+        self.is_free = is_free
 
 
 class Upstream(Protocol):
@@ -51,6 +55,17 @@ class Upstream(Protocol):
 
         Raises:
             UpstreamError: On entering or while iterating.
+        """
+        ...
+
+    async def count_tokens(self, request: Mapping[str, Any]) -> int | None:
+        """How many tokens the input of a call has; None if this provider does not say.
+
+        Args:
+            request: The body of the Messages API, without ``stream``.
+
+        Raises:
+            UpstreamError: The provider could not be asked.
         """
         ...
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from chucky.errors import ChuckyError, ConcurrencyLimitError
 from chucky.server.auth import Identity
+from chucky.server.policy import ProjectPolicy
 
 
 class Attached(Protocol):
@@ -26,8 +27,17 @@ class Attached(Protocol):
 class Registry:
     """Counts open sessions by user and finds them again."""
 
-    def __init__(self, *, sessions_per_user: int) -> None:
+    def __init__(
+        self, *, sessions_per_user: int, policy_of: Callable[[Identity], ProjectPolicy]
+    ) -> None:
+        """Make an empty register.
+
+        Args:
+            sessions_per_user: How many sessions one user may have open.
+            policy_of: Gives the policy of an identity's project, which may allow fewer.
+        """
         self._sessions_per_user = sessions_per_user
+        self._policy_of = policy_of
         self._by_user: dict[tuple[str, str], set[Attached]] = {}
         self._empty = asyncio.Event()
         self._empty.set()
@@ -42,16 +52,21 @@ class Registry:
         """Enter a session.
 
         Raises:
-            ConcurrencyLimitError: The user has as many open as one may have.
+            ConcurrencyLimitError: The user or the project has as many open as it may have.
         """
-        sessions = self._by_user.setdefault(_user(attached.identity), set())
-        if len(sessions) >= self._sessions_per_user:
-            raise ConcurrencyLimitError(
-                f"The maximum of concurrent sessions is reached ({len(sessions)}/"
-                f"{self._sessions_per_user}); close one and try again.",
-                reason="concurrent_limit_reached",
+        identity = attached.identity
+        policy = self._policy_of(identity)
+        of_user = len(self._by_user.get(_user(identity), ()))
+        _check(of_user, self._sessions_per_user, "close one and try again")
+        _check(of_user, policy.max_user_sessions, "close one and try again")
+        if policy.max_sessions is not None:
+            of_project = sum(
+                len(sessions)
+                for (project_id, _), sessions in self._by_user.items()
+                if project_id == identity.project_id
             )
-        sessions.add(attached)
+            _check(of_project, policy.max_sessions, "try again when others have ended")
+        self._by_user.setdefault(_user(identity), set()).add(attached)
         self._empty.clear()
 
     def remove(self, attached: Attached) -> None:
@@ -67,6 +82,15 @@ class Registry:
     async def wait_empty(self) -> None:
         """Wait until no session is open."""
         await self._empty.wait()
+
+
+def _check(count: int, most: int | None, advice: str) -> None:
+    if most is not None and count >= most:
+        raise ConcurrencyLimitError(
+            f"The maximum of concurrent sessions is reached ({count}/{most}); {advice}.",
+            reason="concurrent_limit_reached",
+            details={"spent": count, "limit": most, "resets_at": None},
+        )
 
 
 def _user(identity: Identity) -> tuple[str, str]:

@@ -9,6 +9,7 @@ import uuid
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from chucky import wire
@@ -16,11 +17,13 @@ from chucky.errors import ChuckyError
 from chucky.server.admission import Grant
 from chucky.server.auth import Identity
 from chucky.server.engines.base import Answer, Content, Conversation, Engine, SessionSpec
-from chucky.server.model.meter import Meter
+from chucky.server.ledger.accounts import Bill, amounts, warned_percent
+from chucky.server.ledger.accounts import details as standing_details
+from chucky.server.model.payment import CutShortError
 from chucky.server.model.pricing import nanos_to_dollars
 from chucky.server.sessions.content import checked_content
 from chucky.server.sessions.toolcalls import ToolCalls
-from chucky.server.sessions.turn import Outbox, RunningTurn
+from chucky.server.sessions.turn import Outbox, RunningTurn, TurnPayer
 
 logger = logging.getLogger("chucky.server")
 
@@ -53,6 +56,7 @@ class Session:
         engine: Engine,
         limits: Limits,
         recheck: Callable[[Identity], None],
+        open_payer: Callable[[Session, str, Callable[[ChuckyError], None]], TurnPayer],
     ) -> None:
         """Make a session; :meth:`begin` decides what it may do.
 
@@ -62,6 +66,8 @@ class Session:
             engine: What answers.
             limits: What it may take at most.
             recheck: Raises AuthenticationError once an identity is no longer good.
+            open_payer: Makes the payer of a turn of this session, of the turn's id and of what ends
+                the turn when its compute is used up.
         """
         self.session_id = str(uuid.uuid4())
         self.identity = identity
@@ -69,6 +75,7 @@ class Session:
         self._engine = engine
         self._limits = limits
         self._recheck = recheck
+        self._open_payer = partial(open_payer, self)
         self._tool_calls = ToolCalls(
             lambda call: outbox.send(wire.tool_call_frame(call)),
             timeout_seconds=limits.tool_timeout_seconds,
@@ -81,9 +88,15 @@ class Session:
         self._capabilities: frozenset[str] = frozenset()
         self._turn: RunningTurn | None = None
         self._idle = asyncio.Event()
-        self._total = Meter()
+        self._calls = 0
+        self._spent_nanos = 0
         self._announced = False
         self._stopped: ChuckyError | None = None
+
+    @property
+    def grant(self) -> Grant | None:
+        """What it may do; None before that is settled, and where it may do nothing."""
+        return self._grant if isinstance(self._grant, Grant) else None
 
     @property
     def begun(self) -> bool:
@@ -180,28 +193,38 @@ class Session:
     async def _take_turn(self) -> None:
         user_input = self._inputs.popleft()
         turn = self._turn = RunningTurn(
-            self.session_id, user_input.form, self._outbox, self._tool_calls
+            self.session_id, user_input.form, self._outbox, self._tool_calls, self._open_payer
         )
-        outcome: Answer | ChuckyError
         try:
-            outcome = await turn.run(
-                self._answer(user_input.content, turn),
-                timeout_seconds=self._limits.turn_timeout_seconds,
+            outcome = await self._outcome(turn, user_input.content)
+            bill = await turn.payer.close()
+        except ChuckyError as error:
+            logger.error("session %s: %s", self.session_id, error)
+            outcome, bill = error, Bill()
+        finally:
+            turn.payer.end()  # also of a turn whose client has left
+        self._calls += turn.meter.calls
+        self._spent_nanos += bill.ai_nanos
+        self._turn = None
+        self._log_warnings(bill)
+        await turn.emit(self._result(turn, outcome, bill))
+
+    async def _outcome(self, turn: RunningTurn, content: Content) -> Answer | ChuckyError:
+        try:
+            return await turn.run(
+                self._answer(content, turn), timeout_seconds=self._limits.turn_timeout_seconds
             )
         except ChuckyError as error:
-            outcome = error
+            return error
         except Exception:
             # The boundary between our own faults and the client: a turn always has a result,
             # and what went wrong inside is for the log and not for the client.
             logger.exception("session %s: a turn failed", self.session_id)
-            outcome = ChuckyError(
+            return ChuckyError(
                 "The server failed to answer; its log says why.",
                 code="INTERNAL_ERROR",
                 reason="internal_error",
             )
-        self._total.add(turn.meter)
-        self._turn = None
-        await turn.emit(self._result(turn, outcome))
 
     async def _answer(self, content: Content, turn: RunningTurn) -> Answer:
         if self._stopped is not None:
@@ -235,7 +258,22 @@ class Session:
             betas=grant.betas,
         )
 
-    def _result(self, turn: RunningTurn, outcome: Answer | ChuckyError) -> dict[str, Any]:
+    def _log_warnings(self, bill: Bill) -> None:
+        for standing in bill.standings:
+            if percent := warned_percent(standing):
+                logger.warning(
+                    "session %s: %d %% of the %s budget of the %s is spent: %s in this %s",
+                    self.session_id,
+                    percent,
+                    standing.meter,
+                    standing.limit.scope,
+                    amounts(standing),
+                    standing.limit.window,
+                )
+
+    def _result(
+        self, turn: RunningTurn, outcome: Answer | ChuckyError, bill: Bill
+    ) -> dict[str, Any]:
         usage = turn.meter.usage
         result: dict[str, Any] = {
             "type": "result",
@@ -243,9 +281,9 @@ class Session:
             "is_error": isinstance(outcome, ChuckyError),
             "duration_ms": turn.duration_ms,
             "duration_api_ms": turn.meter.api_ms,
-            "num_turns": self._total.calls,
-            "result": outcome.text if isinstance(outcome, Answer) else str(outcome),
-            "total_cost_usd": nanos_to_dollars(self._total.cost_nanos),
+            "num_turns": self._calls,
+            "result": _text(outcome),
+            "total_cost_usd": nanos_to_dollars(self._spent_nanos),
             "usage": {
                 "input_tokens": usage.input_tokens,
                 "output_tokens": usage.output_tokens,
@@ -259,19 +297,28 @@ class Session:
         elif isinstance(self._grant, Grant) and self._grant.output_schema is not None:
             result["structured_output"] = outcome.structured_output
         if self.named(wire.RESULT_DETAILS):
-            result |= self._details(turn, outcome)
+            result |= self._details(outcome, bill)
         return result
 
-    def _details(self, turn: RunningTurn, outcome: Answer | ChuckyError) -> dict[str, Any]:
-        details: dict[str, Any] = {"turn_cost_usd": nanos_to_dollars(turn.meter.cost_nanos)}
+    def _details(self, outcome: Answer | ChuckyError, bill: Bill) -> dict[str, Any]:
+        details: dict[str, Any] = {
+            "turn_cost_usd": nanos_to_dollars(bill.ai_nanos),
+            "turn_compute_ms": bill.compute_ms,
+            "budgets": [
+                {**standing_details(each), "warning": warned_percent(each)}
+                for each in bill.standings
+                if each.limit.scope != "project"  # that is the developer's business
+            ],
+        }
         if isinstance(outcome, Answer):
             details["model"] = outcome.model
             details["stop_reason"] = outcome.stop_reason
         else:
             if isinstance(self._grant, Grant):
                 details["model"] = self._grant.model.id
-            if precise := _PRECISE_SUBTYPES.get(outcome.code):
-                details["subtype"] = precise
+            for word in (outcome.code, outcome.reason or ""):
+                if precise := _PRECISE_SUBTYPES.get(word):
+                    details["subtype"] = precise
             details["error"] = {
                 **outcome.details,
                 "code": outcome.code,
@@ -282,7 +329,17 @@ class Session:
 
 
 # Subtypes that some published clients do not survive: for those that named `result_details`.
-_PRECISE_SUBTYPES = {"STRUCTURED_OUTPUT": "error_max_structured_output_retries"}
+_PRECISE_SUBTYPES = {
+    "STRUCTURED_OUTPUT": "error_max_structured_output_retries",
+    "session_budget_exhausted": "error_max_budget_usd",
+}
+
+
+def _text(outcome: Answer | ChuckyError) -> str:
+    """What the result says: the answer, as far as it came, or what went wrong."""
+    if isinstance(outcome, Answer) or (isinstance(outcome, CutShortError) and outcome.text):
+        return outcome.text
+    return str(outcome)
 
 
 def _subtype(outcome: Answer | ChuckyError) -> str:

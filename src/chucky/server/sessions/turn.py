@@ -7,19 +7,45 @@ import itertools
 import json
 import time
 import uuid
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from chucky import wire
 from chucky.errors import ChuckyError
 from chucky.server.engines.base import Answer, ToolOutcome, ToolSpec
+from chucky.server.ledger.accounts import Bill
 from chucky.server.model.meter import Meter
+from chucky.server.model.payment import Payer
 from chucky.server.sessions.toolcalls import ToolCalls
 
 # The published Python clients, which are the ones that speak the wrapped form, break off at a
 # frame of more than 1 MiB and then wait for minutes. A frame is ASCII: a character is a byte.
 _LONGEST_WRAPPED_FRAME = 1_000_000
 _COUNTED_DIGITS = 12  # the last of the five parts of a UUID
+
+
+class TurnPayer(Payer, Protocol):
+    """Pays for a turn, as the session sees it."""
+
+    def overdue(self) -> ChuckyError | None:
+        """The error of a turn whose time is over while it waits for money; None if it does not."""
+        ...
+
+    def end(self) -> None:
+        """End the turn; what it has cost is written soon. Safe to call again."""
+        ...
+
+    async def close(self) -> Bill:
+        """End the turn, and wait until all it has cost is written.
+
+        Raises:
+            ChuckyError: It could not be written in time; it will be.
+        """
+        ...
+
+
+OpenPayer = Callable[[str, Callable[[ChuckyError], None]], TurnPayer]
+"""Makes the payer of the turn with an id, which may end the turn with an error."""
 
 
 class Outbox(Protocol):
@@ -34,9 +60,16 @@ class RunningTurn:
     """What an engine sees of a session (:class:`~chucky.server.engines.base.Turn`)."""
 
     def __init__(
-        self, session_id: str, form: wire.Form, outbox: Outbox, tool_calls: ToolCalls
+        self,
+        session_id: str,
+        form: wire.Form,
+        outbox: Outbox,
+        tool_calls: ToolCalls,
+        open_payer: OpenPayer,
     ) -> None:
+        self.turn_id = str(uuid.uuid4())
         self.meter = Meter()
+        self.payer = open_payer(self.turn_id, self.interrupt)
         self._session_id = session_id
         self._form = form
         self._outbox = outbox
@@ -44,7 +77,7 @@ class RunningTurn:
         self._started_at = time.monotonic_ns()
         # A message gets an id of its own; one that is random in all its digits takes longer to
         # make than the rest of a partial message.
-        self._id_prefix = str(uuid.uuid4())[:-_COUNTED_DIGITS]
+        self._id_prefix = self.turn_id[:-_COUNTED_DIGITS]
         self._ids = itertools.count()
         self._task: asyncio.Task[Any] | None = None
         self._interruption: ChuckyError | None = None
@@ -68,7 +101,7 @@ class RunningTurn:
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise ChuckyError(
+            raise self.payer.overdue() or ChuckyError(
                 f"The turn took longer than this server allows ({timeout_seconds:g} s).",
                 code="TIMEOUT",
                 reason="turn_timeout",
@@ -110,7 +143,8 @@ class RunningTurn:
 
     async def call_tool(self, tool: ToolSpec, arguments: dict[str, Any]) -> ToolOutcome:
         """Have the client run a tool."""
-        return await self._tool_calls.call(self._next_id(), tool, arguments)
+        with self.payer.waiting():
+            return await self._tool_calls.call(self._next_id(), tool, arguments)
 
     def _next_id(self) -> str:
         """A UUID whose last digits count what this turn has sent."""

@@ -1,0 +1,486 @@
+"""The ledger's rules: what each operation reads, decides and writes.
+
+A batch of operations is one transaction. What they need is read first, together; then they are
+decided on one after the other, each seeing what those before it did; then what they changed is
+written, together. So a batch costs a database a few statements and one commit, and both databases
+follow the same rules because there is one piece of code.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+from chucky.server.ledger.accounts import (
+    Account,
+    AccountKey,
+    Holder,
+    Limit,
+    Meter,
+    Scope,
+    Standing,
+    TurnRate,
+)
+from chucky.server.ledger.operations import (
+    Adjust,
+    Beat,
+    Booked,
+    Busy,
+    Done,
+    Exceeded,
+    Extend,
+    Granted,
+    Look,
+    Operation,
+    Outcome,
+    Reanchor,
+    Refused,
+    Reserve,
+    Seen,
+    Settle,
+    Sweep,
+    TooFast,
+    Void,
+    holders,
+    limited,
+    limits,
+)
+from chucky.server.ledger.rows import (
+    AnchorKey,
+    Changes,
+    Ending,
+    Entry,
+    LedgerTransaction,
+    Reservation,
+)
+from chucky.server.ledger.windows import FOREVER, LIFETIME, Window, window_at
+from chucky.server.model.pricing import Price
+
+LEASE_MS = 15_000
+
+_SCOPES: tuple[Scope, ...] = ("user", "project", "session")
+
+Group = Sequence[Operation]
+"""Operations in order; once a reservation among them is not granted, the rest is left undone."""
+
+
+def book(
+    transaction: LedgerTransaction, groups: Sequence[Group], owner: str
+) -> list[list[Outcome]]:
+    """Do groups of operations in one transaction.
+
+    Args:
+        transaction: Where.
+        groups: What; a group's outcomes are fewer than its operations if it stopped early.
+        owner: The process that asks, for its reservations.
+    """
+    books = _Books(transaction, owner)
+    books.prepare([operation for group in groups for operation in group])
+    outcomes = [books.do(group) for group in groups]
+    books.write()
+    return outcomes
+
+
+class _Books:
+    """What a batch has read, and what it is going to write."""
+
+    def __init__(self, transaction: LedgerTransaction, owner: str) -> None:
+        self._transaction = transaction
+        self._owner = owner
+        self._now_ms = transaction.now_ms
+        self._accounts: dict[AccountKey, Account] = {}
+        self._anchors: dict[AnchorKey, int] = {}
+        self._open: dict[str, Reservation] = {}
+        self._endings: dict[str, Ending] = {}
+        self._expired: list[Reservation] = []
+        self._begun: list[Reservation] = []
+        self._changes = Changes()
+
+    # --- reading ------------------------------------------------------------------------------
+
+    def prepare(self, operations: Sequence[Operation]) -> None:
+        """Read everything the operations need."""
+        for operation in operations:
+            if isinstance(operation, Sweep):
+                self._expired = self._transaction.expired(
+                    None if operation.everything else self._owner
+                )
+        self._lock_accounts(operations)
+        self._read_anchors(operations)
+        self._read_reservations(operations)
+
+    def _lock_accounts(self, operations: Sequence[Operation]) -> None:
+        wanted: set[AccountKey] = set()
+        needed: set[AccountKey] = set()
+        for operation in operations:
+            for holder, meter in holders(operation):
+                wanted.update(holder.key(scope, meter) for scope in _SCOPES)
+            if isinstance(operation, Reserve | Extend | Adjust):
+                needed.update(limited(operation))
+        for expired in self._expired:
+            wanted.update(expired.holder.key(scope, expired.meter) for scope in _SCOPES)
+        if wanted:
+            self._accounts = self._transaction.lock_accounts(wanted)
+        if missing := needed - self._accounts.keys():
+            self._accounts |= self._transaction.create_accounts(missing)
+
+    def _read_anchors(self, operations: Sequence[Operation]) -> None:
+        wanted = {
+            _anchor_key(holder, limit)
+            for operation in operations
+            for holder, _, limit in limits(operation)
+            if limit.window != LIFETIME
+        }
+        if wanted:
+            self._anchors = self._transaction.anchors(wanted)
+        for operation in operations:
+            if isinstance(operation, Reserve | Extend):
+                for holder, _, limit in limits(operation):
+                    self._fix_anchor(_anchor_key(holder, limit), limit)
+
+    def _fix_anchor(self, key: AnchorKey, limit: Limit) -> None:
+        if limit.window != LIFETIME and key not in self._anchors:
+            self._anchors[key] = self._changes.anchors[key] = self._first_anchor(limit)
+
+    def _first_anchor(self, limit: Limit) -> int:
+        return self._now_ms if limit.start_ms is None else limit.start_ms
+
+    def _read_reservations(self, operations: Sequence[Operation]) -> None:
+        ids = {
+            operation.reservation_id
+            for operation in operations
+            if isinstance(operation, Extend | Settle | Void)
+            or (isinstance(operation, Reserve) and operation.is_repeated)
+        }
+        ids.update(expired.reservation_id for expired in self._expired)
+        if ids:
+            self._open = self._transaction.reservations(ids)
+        ended = ids - self._open.keys()
+        for operation in operations:
+            if isinstance(operation, Adjust):
+                ended.update(filter(None, (operation.entry_key, operation.refers_to)))
+        if ended:
+            self._endings = self._transaction.endings(ended)
+
+    # --- deciding -----------------------------------------------------------------------------
+
+    def do(self, group: Group) -> list[Outcome]:
+        """Do the operations of a group until one of them is not granted."""
+        outcomes: list[Outcome] = []
+        for operation in group:
+            outcome = self._do(operation)
+            outcomes.append(outcome)
+            if isinstance(outcome, Busy | Exceeded | TooFast | Refused):
+                break
+        return outcomes
+
+    def _do(self, operation: Operation) -> Outcome:
+        match operation:
+            case Reserve():
+                return self._reserve(operation)
+            case Extend():
+                return self._extend(operation)
+            case Settle():
+                return self._settle(operation)
+            case Void():
+                return self._void(operation)
+            case Look():
+                return self._look(operation)
+            case Adjust():
+                return self._adjust(operation)
+            case Reanchor():
+                return self._reanchor(operation)
+            case Beat():
+                return self._beat(operation)
+            case Sweep():
+                return self._sweep()
+
+    def _reserve(self, wanted: Reserve) -> Outcome:
+        if (known := self._open.get(wanted.reservation_id)) is not None:
+            return Granted(known.units, known.amount)
+        if wanted.reservation_id in self._endings:
+            return Refused("The reservation has ended already.")
+        for rate in wanted.rates:
+            if (resets_ms := self._next_start_ms(wanted.holder, rate)) is not None:
+                return TooFast(rate, resets_ms)
+        standings = self._standings(wanted.holder, wanted.meter, wanted.limits)
+        units = self._granted_units(wanted, standings)
+        if not isinstance(units, int):
+            return units
+        amount = wanted.wish.cost(units)
+        reservation = Reservation(
+            reservation_id=wanted.reservation_id,
+            holder=wanted.holder,
+            meter=wanted.meter,
+            amount=amount,
+            units=units,
+            checkpoint=0 if wanted.price is None else wanted.price.cost_nanos(wanted.usage),
+            usage=wanted.usage,
+            price="" if wanted.price is None else _price_text(wanted.price),
+            model="" if wanted.price is None else wanted.price.model,
+            granted_ms=self._now_ms,
+            expires_ms=self._now_ms + LEASE_MS,
+            owner=self._owner,
+        )
+        self._begun.append(reservation)
+        self._open[wanted.reservation_id] = reservation
+        self._changes.reservations[wanted.reservation_id] = reservation
+        self._hold(reservation, amount)
+        return Granted(units, amount, standings)
+
+    def _extend(self, wanted: Extend) -> Outcome:
+        reservation = self._open.get(wanted.reservation_id)
+        if reservation is None:
+            return Refused("The reservation has ended already.")
+        standings = self._standings(wanted.holder, wanted.meter, wanted.limits)
+        units = self._granted_units(wanted, standings)
+        if not isinstance(units, int):
+            return units
+        more = wanted.wish.cost(units)
+        reservation.amount += more
+        reservation.units += units
+        self._changes.reservations[wanted.reservation_id] = reservation
+        self._hold(reservation, more)
+        return Granted(units, reservation.amount, standings)
+
+    def _granted_units(
+        self, wanted: Reserve | Extend, standings: Sequence[Standing]
+    ) -> int | Busy | Exceeded:
+        verdict = wanted.wish.verdict(standings)
+        if verdict == "exceeded":
+            return Exceeded(min(standings, key=lambda standing: standing.left))
+        if verdict == "busy":
+            return Busy(min(standings, key=lambda standing: standing.free))
+        for standing in standings:
+            account = self._accounts[wanted.holder.key(standing.limit.scope, wanted.meter)]
+            account.granted = (standing.limit.amount, standing.window)
+        return verdict
+
+    def _settle(self, spent: Settle) -> Outcome:
+        reservation = self._open.get(spent.reservation_id)
+        standings = self._standings(spent.holder, spent.meter, spent.limits)
+        if reservation is None:
+            return self._ended_before(spent.reservation_id, standings)
+        entry = Entry(
+            entry_key=spent.reservation_id,
+            kind="settle",
+            holder=reservation.holder,
+            meter=reservation.meter,
+            amount=spent.amount,
+            at_ms=self._now_ms,
+            started_ms=reservation.granted_ms,
+            reserved=reservation.amount,
+            excess=max(spent.amount - reservation.amount, 0),
+            is_estimated=spent.is_estimated,
+            model=reservation.model,
+            usage=spent.usage,
+            price=reservation.price,
+            unpriced=spent.unpriced,
+        )
+        self._end(reservation, entry)
+        standings = self._standings(spent.holder, spent.meter, spent.limits)
+        return Booked("settle", entry.amount, entry.excess, standings)
+
+    def _void(self, unspent: Void) -> Outcome:
+        reservation = self._open.get(unspent.reservation_id)
+        if reservation is None:
+            return self._ended_before(unspent.reservation_id, ())
+        self._end(reservation, self._ending(reservation, "void", 0))
+        return Booked("void", 0)
+
+    def _ended_before(self, reservation_id: str, standings: tuple[Standing, ...]) -> Outcome:
+        ending = self._endings.get(reservation_id)
+        if ending is None:
+            return Refused(f"There is no reservation {reservation_id!r}.")
+        return Booked(ending.kind, ending.amount, ending.excess, standings)
+
+    def _sweep(self) -> Outcome:
+        count = 0
+        for stale in self._expired:
+            reservation = self._open.get(stale.reservation_id)
+            # It may have been renewed between the first look and the lock.
+            if reservation is None or reservation.expires_ms != stale.expires_ms:
+                continue
+            amount = min(reservation.checkpoint, reservation.amount)
+            self._end(reservation, self._ending(reservation, "expire", amount))
+            count += 1
+        return Done(count)
+
+    def _ending(self, reservation: Reservation, kind: str, amount: int) -> Entry:
+        is_charged = kind == "expire"
+        return Entry(
+            entry_key=reservation.reservation_id,
+            kind=kind,
+            holder=reservation.holder,
+            meter=reservation.meter,
+            amount=amount,
+            at_ms=self._now_ms,
+            started_ms=reservation.granted_ms,
+            reserved=reservation.amount,
+            is_estimated=is_charged,
+            model=reservation.model,
+            usage=reservation.usage if is_charged else type(reservation.usage)(),
+            price=reservation.price,
+        )
+
+    def _end(self, reservation: Reservation, entry: Entry) -> None:
+        del self._open[reservation.reservation_id]
+        self._endings[entry.entry_key] = Ending(
+            entry.kind, entry.holder, entry.meter, entry.amount, entry.excess, 0
+        )
+        self._changes.reservations.pop(reservation.reservation_id, None)
+        self._changes.ended.add(reservation.reservation_id)
+        self._hold(reservation, -reservation.amount)
+        self._append(entry)
+
+    def _adjust(self, correction: Adjust) -> Outcome:
+        if correction.entry_key in self._endings:
+            return Done(0)
+        if correction.refers_to:
+            if refusal := self._refusal_of_refund(correction):
+                return Refused(refusal)
+            charge = self._endings[correction.refers_to]
+            self._endings[correction.refers_to] = Ending(
+                charge.kind,
+                charge.holder,
+                charge.meter,
+                charge.amount,
+                charge.excess,
+                charge.refunded + correction.amount,
+            )
+        self._append(
+            Entry(
+                entry_key=correction.entry_key,
+                kind=correction.kind,
+                holder=correction.holder,
+                meter=correction.meter,
+                amount=-correction.amount,
+                at_ms=self._now_ms,
+                started_ms=self._now_ms,
+                refers_to=correction.refers_to,
+                note=correction.note,
+            )
+        )
+        return Done()
+
+    def _refusal_of_refund(self, correction: Adjust) -> str | None:
+        charge = self._endings.get(correction.refers_to)
+        if charge is None or (charge.holder.project_id, charge.holder.user_id) != (
+            correction.holder.project_id,
+            correction.holder.user_id,
+        ):
+            return f"This user has no charge {correction.refers_to!r}."
+        if charge.meter != correction.meter:
+            return f"The charge {correction.refers_to!r} is one of {charge.meter}."
+        if correction.amount > charge.amount - charge.refunded:
+            return (
+                f"The charge {correction.refers_to!r} was {charge.amount} and {charge.refunded} "
+                "of it is refunded already; no more than the rest can be refunded."
+            )
+        return None
+
+    def _reanchor(self, move: Reanchor) -> Outcome:
+        key = AnchorKey(move.holder.project_id, move.holder.user_id, move.window)
+        self._anchors[key] = self._changes.anchors[key] = move.anchor_ms
+        self._transaction.forget_windows(*key)
+        for account in self._accounts.values():
+            if account.key[:2] == key[:2] and not account.key.session_id:
+                for window in [each for each in account.spent if each.kind == move.window]:
+                    del account.spent[window]
+        return Done()
+
+    def _look(self, look: Look) -> Outcome:
+        return Seen(
+            tuple(
+                standing
+                for meter, limits in look.limits.items()
+                for standing in self._standings(look.holder, meter, limits)
+            )
+        )
+
+    def _beat(self, beat: Beat) -> Outcome:
+        checkpoints = {each.reservation_id: (each.amount, each.usage) for each in beat.checkpoints}
+        return Done(self._transaction.renew(beat.owner, self._now_ms + LEASE_MS, checkpoints))
+
+    # --- counting -----------------------------------------------------------------------------
+
+    def _standings(
+        self, holder: Holder, meter: Meter, limits: Iterable[Limit]
+    ) -> tuple[Standing, ...]:
+        return tuple(self._standing(holder, meter, limit) for limit in limits)
+
+    def _standing(self, holder: Holder, meter: Meter, limit: Limit) -> Standing:
+        window = self._window(holder, limit)
+        account = self._accounts.get(holder.key(limit.scope, meter))
+        if account is None:
+            return Standing(meter, limit, 0, 0, window)
+        return Standing(meter, limit, self._spent(account, window), account.reserved, window)
+
+    def _spent(self, account: Account, window: Window) -> int:
+        """What an account has spent in a window, counted from its entries the first time."""
+        if window.start_ms is None or window.end_ms is None:
+            return account.settled
+        if window not in account.spent:
+            written = self._transaction.spent_between(account.key, window.start_ms, window.end_ms)
+            account.spent[window] = written + sum(
+                entry.amount
+                for entry in self._changes.entries
+                if account in self._accounts_of(entry.holder, entry.meter)
+            )
+        return account.spent[window]
+
+    def _window(self, holder: Holder, limit: Limit) -> Window:
+        if limit.window == LIFETIME:
+            return FOREVER
+        anchor_ms = self._anchors.get(_anchor_key(holder, limit), self._first_anchor(limit))
+        return window_at(limit.window, anchor_ms, self._now_ms)
+
+    def _next_start_ms(self, holder: Holder, rate: TurnRate) -> int | None:
+        """When another turn may begin; None for now."""
+        key = holder.key(rate.scope, "compute")
+        since_ms = self._now_ms - rate.span_ms
+        starts = [
+            *self._transaction.turn_starts(key, since_ms),
+            *(
+                each.granted_ms
+                for each in self._begun
+                if each.holder.key(rate.scope, each.meter) == key
+            ),
+        ]
+        if len(starts) < rate.turns:
+            return None
+        return starts[-rate.turns] + rate.span_ms
+
+    def _accounts_of(self, holder: Holder, meter: Meter) -> Iterable[Account]:
+        for scope in _SCOPES:
+            if (account := self._accounts.get(holder.key(scope, meter))) is not None:
+                yield account
+
+    def _hold(self, reservation: Reservation, amount: int) -> None:
+        for account in self._accounts_of(reservation.holder, reservation.meter):
+            account.reserved += amount
+            self._changes.accounts[account.key] = account
+
+    def _append(self, entry: Entry) -> None:
+        self._changes.entries.append(entry)
+        for account in self._accounts_of(entry.holder, entry.meter):
+            account.settled += entry.amount
+            for window in account.spent:
+                if window.contains(entry.at_ms):
+                    account.spent[window] += entry.amount
+            self._changes.accounts[account.key] = account
+
+    def write(self) -> None:
+        """Write what has changed."""
+        self._transaction.write(self._changes)
+
+
+def _anchor_key(holder: Holder, limit: Limit) -> AnchorKey:
+    user_id = "" if limit.scope == "project" else holder.user_id
+    return AnchorKey(holder.project_id, user_id, limit.window)
+
+
+@lru_cache(maxsize=256)
+def _price_text(price: Price) -> str:
+    return json.dumps(price.as_dict(), separators=(",", ":"), sort_keys=True)

@@ -1,0 +1,345 @@
+"""The running ledger of a process: many callers, one writer, one commit for all who came together.
+
+Operations that arrive while a commit is on its way are written with the next one. A reservation
+that finds the money held by others waits in line, first in, first out for each user, and is tried
+again whenever something is given back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from chucky.errors import ChuckyError
+from chucky.server.ledger.accounts import Standing
+from chucky.server.ledger.booking import Group, book
+from chucky.server.ledger.operations import (
+    Adjust,
+    Beat,
+    Busy,
+    Checkpoint,
+    Done,
+    Extend,
+    Granted,
+    Operation,
+    Outcome,
+    Reanchor,
+    Reserve,
+    Settle,
+    Sweep,
+    Void,
+)
+from chucky.server.ledger.rows import LedgerRows
+
+logger = logging.getLogger("chucky.server")
+
+# Leases are renewed and checkpoints written so often: a process that dies loses no more.
+BEAT_SECONDS = 2.0
+# Money that comes from elsewhere (another process, a new window) is noticed within so long.
+_LINE_RETRY_SECONDS = 0.5
+# What has to be written is tried again with these pauses, for as long as the process lives.
+_FIRST_PAUSE_SECONDS = 0.1
+_LONGEST_PAUSE_SECONDS = 5.0
+_MOST_GROUPS_AT_ONCE = 256
+_MOST_GROUPS_WAITING = 50_000
+
+
+@dataclass(eq=False, slots=True)
+class _Request:
+    """A group that was asked for.
+
+    Attributes:
+        operations: The group.
+        done: Gets the outcomes.
+        must_happen: Whether a failure of the database is no answer, only a delay.
+        is_abandoned: Whether nobody waits any more; what it is granted is given back.
+    """
+
+    operations: Group
+    done: asyncio.Future[list[Outcome]]
+    must_happen: bool
+    is_abandoned: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class _Line:
+    """Those of one user who wait for money. Who is served next holds the lock, which is fair."""
+
+    lock: asyncio.Lock
+    length: int = 0
+
+
+class Ledger:
+    """The way to the ledger for everything in this process. :meth:`run` must be running."""
+
+    def __init__(self, rows: LedgerRows, *, is_shared: bool = False) -> None:
+        """Prepare; nothing is read or written yet.
+
+        Args:
+            rows: Where the ledger is.
+            is_shared: Whether other processes use it too.
+        """
+        self._rows = rows
+        self._is_shared = is_shared
+        self._owner = uuid.uuid4().hex
+        self._requests: deque[_Request] = deque()
+        self._arrived = asyncio.Event()
+        self._overdue: deque[_Request] = deque()
+        self._is_overdue = asyncio.Event()
+        self._lines: dict[tuple[str, str], _Line] = {}
+        self._given_back = asyncio.Event()
+        self._watched: dict[str, Callable[[], Checkpoint | None]] = {}
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="chucky-ledger")
+
+    async def recover(self) -> int:
+        """End the reservations of a process that died, before this one makes any.
+
+        Where others share the ledger only those that nobody has renewed in time.
+
+        Returns:
+            How many there were.
+
+        Raises:
+            ChuckyError: The database cannot be used.
+        """
+        ended = 0
+        while True:
+            [[outcome]] = await self._write([[Sweep(everything=not self._is_shared)]])
+            if not isinstance(outcome, Done) or not outcome.count:
+                return ended
+            ended += outcome.count
+
+    async def run(self) -> None:
+        """Write what is asked for until cancelled; then write what has to be written, once more."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._keep_writing())
+                tasks.create_task(self._keep_retrying())
+                tasks.create_task(self._keep_beating())
+        finally:
+            self._executor.shutdown(wait=False)
+
+    async def ask(self, *operations: Operation) -> list[Outcome]:
+        """Have a group of operations done.
+
+        Returns:
+            Their outcomes; fewer if one before the last was not granted.
+
+        Raises:
+            ChuckyError: The database failed, or too much waits for it; nothing is held.
+        """
+        if len(self._requests) >= _MOST_GROUPS_WAITING:
+            raise ChuckyError(
+                "Too many turns wait for the ledger; try again in a moment.",
+                code="RATE_LIMIT",
+                reason="ledger_overloaded",
+            )
+        request = self._request(operations, must_happen=False)
+        try:
+            return await asyncio.shield(request.done)
+        except asyncio.CancelledError:
+            request.is_abandoned = True
+            if request.done.done() and not request.done.cancelled():
+                self._give_back(request.operations)
+            raise
+
+    def post(self, *operations: Operation) -> asyncio.Future[list[Outcome]]:
+        """Have a group of operations done in any case, as soon as the database lets it.
+
+        Returns:
+            Their outcomes, once they are written.
+        """
+        return self._request(operations, must_happen=True).done
+
+    async def reserve(
+        self, *operations: Reserve | Extend, told: Callable[[Standing], None]
+    ) -> list[Outcome]:
+        """Have a group of reservations done, in line behind others who wait for money.
+
+        Args:
+            operations: The group.
+            told: Called when it has to wait, with the limit whose money others hold.
+
+        Returns:
+            Their outcomes, none of them :class:`Busy`; fewer if one before the last was refused.
+
+        Raises:
+            ChuckyError: The database failed; nothing is held.
+        """
+        user = (operations[0].holder.project_id, operations[0].holder.user_id)
+        granted: list[Outcome] = []
+        try:
+            if user not in self._lines:
+                outcomes = await self.ask(*operations)
+                if not isinstance(outcomes[-1], Busy):
+                    return outcomes
+                granted = outcomes[:-1]
+                told(outcomes[-1].standing)
+            rest = operations[len(granted) :]
+            return granted + await self._reserve_in_line(user, rest, told)
+        except BaseException:
+            self._give_back(operations[: len(granted)])
+            raise
+
+    async def _reserve_in_line(
+        self,
+        user: tuple[str, str],
+        operations: Sequence[Reserve | Extend],
+        told: Callable[[Standing], None],
+    ) -> list[Outcome]:
+        line = self._lines.setdefault(user, _Line(asyncio.Lock()))
+        line.length += 1
+        granted: list[Outcome] = []
+        try:
+            async with line.lock:
+                while True:
+                    given_back = self._given_back
+                    outcomes = await self.ask(*operations[len(granted) :])
+                    if not isinstance(outcomes[-1], Busy):
+                        return granted + outcomes
+                    granted += outcomes[:-1]
+                    told(outcomes[-1].standing)
+                    await _wait_at_most(given_back, _LINE_RETRY_SECONDS)
+        except BaseException:
+            self._give_back(operations[: len(granted)])
+            raise
+        finally:
+            line.length -= 1
+            if not line.length:
+                del self._lines[user]
+
+    def watch(self, reservation_id: str, checkpoint: Callable[[], Checkpoint | None]) -> None:
+        """Write from time to time what a reservation would be booked with; None for no news."""
+        self._watched[reservation_id] = checkpoint
+
+    def unwatch(self, reservation_id: str) -> None:
+        """Stop watching a reservation."""
+        self._watched.pop(reservation_id, None)
+
+    # --- writing ------------------------------------------------------------------------------
+
+    def _request(self, operations: Group, *, must_happen: bool) -> _Request:
+        done: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
+        request = _Request(operations, done, must_happen)
+        self._requests.append(request)
+        self._arrived.set()
+        return request
+
+    async def _keep_writing(self) -> None:
+        while True:
+            await self._arrived.wait()
+            # What is being written is written to its end, or nobody knew what became of it.
+            writing = asyncio.create_task(self._write_requests())
+            try:
+                await asyncio.shield(writing)
+            except asyncio.CancelledError:
+                await writing
+                while self._requests:
+                    await self._write_requests()
+                raise
+
+    async def _write_requests(self) -> None:
+        count = min(len(self._requests), _MOST_GROUPS_AT_ONCE)
+        taken = [self._requests.popleft() for _ in range(count)]
+        if not self._requests:
+            self._arrived.clear()
+        requests = [each for each in taken if not each.is_abandoned]
+        try:
+            outcomes = await self._write([each.operations for each in requests])
+        except ChuckyError as error:
+            for each in requests:
+                self._fail(each, error)
+            return
+        for request, outcome in zip(requests, outcomes, strict=True):
+            self._answer(request, outcome)
+
+    async def _write(self, groups: Sequence[Group]) -> list[list[Outcome]]:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, self._book, groups)
+
+    def _book(self, groups: Sequence[Group]) -> list[list[Outcome]]:
+        with self._rows.transaction() as transaction:
+            return book(transaction, groups, self._owner)
+
+    def _answer(self, request: _Request, outcomes: list[Outcome]) -> None:
+        if any(
+            isinstance(each, Settle | Void | Sweep | Adjust | Reanchor)
+            for each in request.operations
+        ):
+            self._given_back.set()
+            self._given_back = asyncio.Event()
+        if not request.done.done():
+            request.done.set_result(outcomes)
+        if request.is_abandoned:
+            self._give_back(
+                [
+                    operation
+                    for operation, outcome in zip(request.operations, outcomes, strict=False)
+                    if isinstance(outcome, Granted)
+                ]
+            )
+
+    def _fail(self, request: _Request, error: ChuckyError) -> None:
+        if request.must_happen:
+            logger.error("the ledger cannot be written and is tried again: %s", error)
+            self._overdue.append(request)
+            self._is_overdue.set()
+            return
+        # A commit whose answer was lost may have held what nobody knows of.
+        self._give_back(request.operations)
+        if not request.done.done():
+            request.done.set_exception(error)
+            request.done.exception()  # nobody may be waiting any more
+
+    def _give_back(self, operations: Sequence[Operation]) -> None:
+        """Void what was reserved; what was not, is not there to be voided."""
+        for each in operations:
+            if isinstance(each, Reserve):
+                self.post(Void(each.reservation_id, each.holder, each.meter))
+
+    async def _keep_retrying(self) -> None:
+        """Write what could not be written, each by itself, so that none holds up the others."""
+        pause_seconds = _FIRST_PAUSE_SECONDS
+        while True:
+            await self._is_overdue.wait()
+            await asyncio.sleep(pause_seconds)
+            request = self._overdue.popleft()
+            try:
+                [outcomes] = await self._write([request.operations])
+            except ChuckyError as error:
+                logger.error("the ledger still cannot be written: %s", error)
+                self._overdue.append(request)
+                pause_seconds = min(2 * pause_seconds, _LONGEST_PAUSE_SECONDS)
+                continue
+            pause_seconds = _FIRST_PAUSE_SECONDS
+            self._answer(request, outcomes)
+            if not self._overdue:
+                self._is_overdue.clear()
+
+    async def _keep_beating(self) -> None:
+        while True:
+            await asyncio.sleep(BEAT_SECONDS)
+            operations: list[Operation] = []
+            if self._watched:
+                checkpoints = filter(None, [look() for look in list(self._watched.values())])
+                operations.append(Beat(self._owner, tuple(checkpoints)))
+            if self._is_shared:
+                operations.append(Sweep())
+            try:
+                if operations:
+                    await self.ask(*operations)
+            except ChuckyError as error:
+                logger.warning("the leases of running calls were not renewed: %s", error)
+
+
+async def _wait_at_most(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        pass

@@ -1,0 +1,272 @@
+"""What the ledger is asked to do, and what comes of it.
+
+Every operation names its reservation by an id that the caller made up, so that one that is sent
+again, because nobody knows whether it was written, is done once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from chucky.server.ledger.accounts import (
+    METERS,
+    AccountKey,
+    Holder,
+    Limit,
+    Meter,
+    Standing,
+    TurnRate,
+)
+from chucky.server.ledger.wishes import Wish
+from chucky.server.model.pricing import Price, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """Hold an amount before it is spent.
+
+    Attributes:
+        reservation_id: The id of the model call, or of the turn for compute.
+        holder: Who pays.
+        meter: What is reserved.
+        wish: How much.
+        limits: What must not be exceeded; all of them hold.
+        rates: How many turns may begin; looked at for compute, of which each turn reserves once.
+        price: What a model call costs, kept for the entry.
+        usage: What is booked if this process dies before anything else is known.
+        is_repeated: Whether it may have been written before.
+    """
+
+    reservation_id: str
+    holder: Holder
+    meter: Meter
+    wish: Wish
+    limits: tuple[Limit, ...]
+    rates: tuple[TurnRate, ...] = ()
+    price: Price | None = None
+    usage: Usage = field(default_factory=Usage)
+    is_repeated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Extend:
+    """Hold more under a reservation that is open."""
+
+    reservation_id: str
+    holder: Holder
+    meter: Meter
+    wish: Wish
+    limits: tuple[Limit, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """End a reservation with what was really spent.
+
+    Attributes:
+        amount: What was spent, in the meter's unit.
+        usage: The tokens of a model call.
+        is_estimated: Whether the amount was counted here because the provider did not say.
+        unpriced: What the provider reported that nothing here can price; ``''`` for nothing.
+        limits: Whose standing is wanted afterwards.
+    """
+
+    reservation_id: str
+    holder: Holder
+    meter: Meter
+    amount: int
+    usage: Usage = field(default_factory=Usage)
+    is_estimated: bool = False
+    unpriced: str = ""
+    limits: tuple[Limit, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Void:
+    """End a reservation of which nothing was spent."""
+
+    reservation_id: str
+    holder: Holder
+    meter: Meter
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """See how limits stand; nothing is written."""
+
+    holder: Holder
+    limits: Mapping[Meter, tuple[Limit, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Adjust:
+    """Book an operator's correction.
+
+    Attributes:
+        entry_key: Names the correction, so that it is booked once.
+        kind: ``credit`` gives an amount; ``refund`` gives back what a charge took.
+        amount: What the user gets, in the meter's unit; more than 0.
+        refers_to: The reservation whose charge is refunded.
+        note: Why.
+    """
+
+    entry_key: str
+    kind: str
+    holder: Holder
+    meter: Meter
+    amount: int
+    refers_to: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reanchor:
+    """Move the anchor of a window kind; what was spent counts in the windows that result."""
+
+    holder: Holder
+    window: str
+    anchor_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What a reservation would be booked with if this process died now."""
+
+    reservation_id: str
+    amount: int
+    usage: Usage = field(default_factory=Usage)
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """Say that reservations are still in use."""
+
+    owner: str
+    checkpoints: tuple[Checkpoint, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """End the reservations that nobody renews any more, each with its checkpoint.
+
+    Attributes:
+        everything: Also those whose lease lasts: after a start, when nobody else can own any.
+    """
+
+    everything: bool = False
+
+
+Operation = Reserve | Extend | Settle | Void | Look | Adjust | Reanchor | Beat | Sweep
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """A reservation is held.
+
+    Attributes:
+        units: How many units it was granted; for :class:`Extend` how many more.
+        amount: What the whole reservation holds.
+        standings: How its limits stood before.
+    """
+
+    units: int
+    amount: int
+    standings: tuple[Standing, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """What was wished for is there, but others hold it at the moment."""
+
+    standing: Standing
+
+
+@dataclass(frozen=True, slots=True)
+class Exceeded:
+    """Settled spending leaves too little."""
+
+    standing: Standing
+
+
+@dataclass(frozen=True, slots=True)
+class TooFast:
+    """Too many turns began in too short a time."""
+
+    rate: TurnRate
+    resets_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Booked:
+    """A reservation has ended, now or before.
+
+    Attributes:
+        kind: How: ``settle``, ``void`` or ``expire``.
+        amount: What was charged.
+        excess: How much of that was more than was reserved.
+        standings: How the limits that were asked for stand now.
+    """
+
+    kind: str
+    amount: int
+    excess: int = 0
+    standings: tuple[Standing, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """How limits stand."""
+
+    standings: tuple[Standing, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """It is done.
+
+    Attributes:
+        count: How many things it was done to.
+    """
+
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """It cannot be done; the sentence says why."""
+
+    sentence: str
+
+
+Outcome = Granted | Busy | Exceeded | TooFast | Booked | Seen | Done | Refused
+
+
+def holders(operation: Operation) -> Iterable[tuple[Holder, Meter]]:
+    """Who is concerned, and of which meter."""
+    match operation:
+        case Reserve() | Extend() | Settle() | Void() | Adjust():
+            yield operation.holder, operation.meter
+        case Look():
+            yield from ((operation.holder, meter) for meter in operation.limits)
+        case Reanchor():
+            yield from ((operation.holder, meter) for meter in METERS)
+
+
+def limits(operation: Operation) -> Iterable[tuple[Holder, Meter, Limit]]:
+    """The limits that are asked about, each with whose it is."""
+    match operation:
+        case Reserve() | Extend() | Settle():
+            for limit in operation.limits:
+                yield operation.holder, operation.meter, limit
+        case Look():
+            for meter, limits in operation.limits.items():
+                for limit in limits:
+                    yield operation.holder, meter, limit
+
+
+def limited(operation: Reserve | Extend | Adjust) -> Iterable[AccountKey]:
+    """The accounts an operation needs, beside others that are touched if they are there."""
+    yield operation.holder.key("user", operation.meter)
+    for holder, meter, limit in limits(operation):
+        yield holder.key(limit.scope, meter)

@@ -1,0 +1,332 @@
+"""What one turn pays: its model calls and its compute, reserved before and settled after."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+from chucky.errors import ChuckyError
+from chucky.server.ledger.accounts import (
+    Bill,
+    Holder,
+    Limit,
+    Standing,
+    TurnRate,
+    busy,
+    cut_short,
+    exceeded,
+    too_fast,
+)
+from chucky.server.ledger.compute import ComputeClock
+from chucky.server.ledger.ledger import Ledger
+from chucky.server.ledger.operations import (
+    Booked,
+    Busy,
+    Checkpoint,
+    Exceeded,
+    Granted,
+    Outcome,
+    Reserve,
+    Settle,
+    TooFast,
+    Void,
+)
+from chucky.server.ledger.wishes import Wish
+from chucky.server.model.payment import Charge, Payment, Quote
+
+# A call whose first quote does not pay for so much output is looked at more closely; so much may
+# always be taken at once.
+FAIR_TOKENS = 8_192
+# Rather than waiting for others, a call takes so much.
+FALLBACK_TOKENS = 4_096
+# How long the end of a turn waits for the ledger.
+_SETTLING_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class TurnLimits:
+    """What a turn must keep to.
+
+    Attributes:
+        ai: Limits of what its model calls may cost.
+        compute: Limits of how long it may run.
+        rates: How many turns may begin.
+    """
+
+    ai: tuple[Limit, ...] = ()
+    compute: tuple[Limit, ...] = ()
+    rates: tuple[TurnRate, ...] = ()
+
+
+class TurnPayer:
+    """Pays for one turn out of the ledger; see :class:`~chucky.server.model.payment.Payer`."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        holder: Holder,
+        limits: TurnLimits,
+        *,
+        min_output_tokens: int,
+        end_turn: Callable[[ChuckyError], None],
+    ) -> None:
+        """Make the payer of a turn; nothing is held yet.
+
+        Args:
+            ledger: Where it is paid from.
+            holder: Who pays.
+            limits: What must not be exceeded.
+            min_output_tokens: With less output left to pay for a call is not made.
+            end_turn: Ends the turn when its compute is used up.
+        """
+        self._ledger = ledger
+        self._holder = holder
+        self._limits = limits
+        self._min_output_tokens = min_output_tokens
+        self._clock = ComputeClock(ledger, holder, limits.compute, limits.rates, end_turn)
+        self._beginning = asyncio.Lock()
+        self._settlements: list[asyncio.Future[list[Outcome]]] = []
+        self._compute: asyncio.Future[list[Outcome]] | None = None
+        self._waits_for: Standing | None = None
+
+    async def reserve(self, quote: Quote, *, is_final: bool) -> CallPayment | None:
+        """Hold money for a call; see :class:`~chucky.server.model.payment.Payer`."""
+        call_id = uuid.uuid4().hex
+        wish = self._wish(quote, is_final=is_final)
+        wanted = Reserve(
+            call_id,
+            self._holder,
+            "ai",
+            wish,
+            self._limits.ai,
+            price=quote.price,
+            usage=quote.usage,
+        )
+        with self._clock.waiting():
+            outcome = await self._held(wanted, may_wait=is_final)
+        if isinstance(outcome, Granted):
+            return CallPayment(self, call_id, outcome, is_clamped=outcome.units < quote.max_tokens)
+        if not is_final and isinstance(outcome, Busy | Exceeded) and outcome.standing.meter == "ai":
+            return None
+        raise _refusal(outcome)
+
+    def _wish(self, quote: Quote, *, is_final: bool) -> Wish:
+        fair_tokens = min(FAIR_TOKENS, quote.max_tokens)
+        return Wish(
+            fixed=quote.input_nanos,
+            rate=quote.output_rate,
+            units=quote.max_tokens,
+            least_units=self._min_output_tokens if is_final else fair_tokens,
+            fair_units=FAIR_TOKENS,
+            fallback_units=FALLBACK_TOKENS if is_final else fair_tokens,
+        )
+
+    async def _held(self, wanted: Reserve, *, may_wait: bool) -> Outcome:
+        """What comes of a reservation, and of the turn's first compute together with it."""
+        if not self._clock.has_begun:
+            async with self._beginning:
+                if not self._clock.has_begun:
+                    return await self._hold(self._clock.first_slice(), wanted, may_wait=may_wait)
+        return await self._hold(wanted, may_wait=may_wait)
+
+    async def _hold(self, *group: Reserve, may_wait: bool) -> Outcome:
+        if may_wait:
+            outcomes = await self._ledger.reserve(*group, told=self._note_wait)
+            self._waits_for = None  # not on the way of an error: `overdue` asks afterwards
+        else:
+            outcomes = await self._ledger.ask(*group)
+        first = outcomes[0]
+        if not self._clock.has_begun and isinstance(first, Granted):
+            self._clock.begin(first)
+        return outcomes[-1]
+
+    def _note_wait(self, standing: Standing) -> None:
+        self._waits_for = standing
+
+    def overdue(self) -> ChuckyError | None:
+        """The error of a turn whose time is over while it waits for money; None if it does not."""
+        return None if self._waits_for is None else busy(self._waits_for)
+
+    def calling(self) -> AbstractContextManager[None]:
+        """While a call runs, compute is used."""
+        return self._clock.calling()
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """While the turn waits for its user's tool, and no call runs, no compute is used."""
+        return self._clock.waiting()
+
+    def settle(self, call_id: str, charge: Charge) -> None:
+        """Book what a call has cost."""
+        self._ledger.unwatch(call_id)
+        spent = Settle(
+            call_id,
+            self._holder,
+            "ai",
+            charge.nanos,
+            charge.usage,
+            is_estimated=charge.is_estimated,
+            unpriced=charge.unpriced,
+            limits=self._limits.ai,
+        )
+        self._settlements.append(self._ledger.post(spent))
+
+    def void(self, call_id: str) -> None:
+        """Free what was held for a call that cost nothing."""
+        self._ledger.unwatch(call_id)
+        self._settlements.append(self._ledger.post(Void(call_id, self._holder, "ai")))
+
+    def follow(self, call_id: str, progress: Callable[[], Charge]) -> None:
+        """Let a call say how far it is."""
+        self._ledger.watch(call_id, lambda: _checkpoint(call_id, progress()))
+
+    def end(self) -> None:
+        """End the turn: settle its compute, without waiting. Safe to call again."""
+        if self._clock.has_begun and self._compute is None:
+            self._compute = self._ledger.post(self._clock.end())
+
+    async def close(self) -> Bill:
+        """End the turn, and wait until all it has cost is written.
+
+        What cannot be written now is written as soon as it can be, also after an error here.
+
+        Raises:
+            ChuckyError: It could not be written in time.
+        """
+        self.end()
+        calls = list(self._settlements)
+        turn = [] if self._compute is None else [self._compute]
+        if calls or turn:
+            _, unwritten = await asyncio.wait([*calls, *turn], timeout=_SETTLING_SECONDS)
+            if unwritten:
+                raise ChuckyError(
+                    "What this turn has cost cannot be written at the moment; it will be. The "
+                    "server's log says why.",
+                    code="STORE_ERROR",
+                    reason="ledger_unavailable",
+                )
+        return _bill(calls, turn)
+
+
+class CallPayment:
+    """Money held for one call; see :class:`~chucky.server.model.payment.Payment`."""
+
+    def __init__(
+        self, payer: TurnPayer, call_id: str, granted: Granted, *, is_clamped: bool
+    ) -> None:
+        self._payer = payer
+        self._call_id = call_id
+        self._granted = granted
+        self.is_clamped = is_clamped
+
+    @property
+    def max_tokens(self) -> int:
+        """How much output is paid for."""
+        return self._granted.units
+
+    @property
+    def held_nanos(self) -> int:
+        """How much is held."""
+        return self._granted.amount
+
+    def follow(self, progress: Callable[[], Charge]) -> None:
+        """Let the call say how far it is, in case this process dies."""
+        self._payer.follow(self._call_id, progress)
+
+    def settle(self, charge: Charge) -> None:
+        """Book what was spent; the rest is free again."""
+        self._payer.settle(self._call_id, charge)
+
+    def void(self) -> None:
+        """Free everything."""
+        self._payer.void(self._call_id)
+
+    def exhausted(self) -> ChuckyError:
+        """The error of an answer that was cut short because no more was paid for."""
+        return cut_short(min(self._granted.standings, key=lambda standing: standing.left))
+
+
+@dataclass(slots=True)
+class FreePayer:
+    """Pays for everything and counts what it was: for a server whose ledger is switched off.
+
+    Attributes:
+        spent_nanos: What was spent.
+    """
+
+    spent_nanos: int = 0
+
+    async def reserve(self, quote: Quote, *, is_final: bool) -> Payment | None:
+        """Hold nothing."""
+        del is_final
+        return _FreePayment(self, quote.max_tokens)
+
+    def calling(self) -> AbstractContextManager[None]:
+        """Count no compute."""
+        return nullcontext()
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """Count no compute."""
+        return nullcontext()
+
+    def overdue(self) -> ChuckyError | None:
+        """Nothing is waited for."""
+        return None
+
+    def end(self) -> None:
+        """End nothing."""
+
+    async def close(self) -> Bill:
+        """Say what was spent."""
+        return Bill(self.spent_nanos)
+
+
+@dataclass(slots=True)
+class _FreePayment:
+    payer: FreePayer
+    max_tokens: int
+    held_nanos: int | None = field(default=None, init=False)
+
+    def follow(self, progress: Callable[[], Charge]) -> None:
+        pass  # nothing has to be known if the process dies
+
+    def settle(self, charge: Charge) -> None:
+        self.payer.spent_nanos += charge.nanos
+
+    def void(self) -> None:
+        pass  # nothing is held
+
+    def exhausted(self) -> ChuckyError:
+        raise AssertionError("nothing is cut short where everything is paid for")
+
+
+def _checkpoint(call_id: str, charge: Charge) -> Checkpoint:
+    return Checkpoint(call_id, charge.nanos, charge.usage)
+
+
+def _refusal(outcome: Outcome) -> ChuckyError:
+    match outcome:
+        case Exceeded(standing):
+            return exceeded(standing)
+        case Busy(standing):
+            return busy(standing)
+        case TooFast(rate, resets_ms):
+            return too_fast(rate, resets_ms)
+    raise AssertionError(f"a reservation came to {outcome!r}")
+
+
+def _bill(
+    calls: list[asyncio.Future[list[Outcome]]], turn: list[asyncio.Future[list[Outcome]]]
+) -> Bill:
+    standings: dict[tuple[str, Limit], Standing] = {}
+    sums = [0, 0]
+    for place, settled in enumerate((calls, turn)):
+        for each in settled:
+            [outcome] = each.result()
+            if not isinstance(outcome, Booked):
+                raise ChuckyError(f"The ledger lost a reservation: {outcome}", code="STORE_ERROR")
+            sums[place] += outcome.amount
+            standings |= {(each.meter, each.limit): each for each in outcome.standings}
+    return Bill(sums[0], sums[1], tuple(standings.values()))

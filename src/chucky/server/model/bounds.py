@@ -1,0 +1,104 @@
+"""How many tokens the input of a call has at most, before anybody has counted them.
+
+A token of text has at least one byte, and JSON in ASCII spells a text with at least as many
+characters as it has bytes, so the length of a request's JSON is a bound for its text, usually
+three to five times too high. What is not text, and what a provider adds by itself, is bounded by
+what its pages say: https://platform.claude.com/docs/en/build-with-claude/vision (an image is scaled
+down to less than 5,000 tokens),
+https://platform.claude.com/docs/en/agents-and-tools/tool-use/overview (tools bring a system prompt
+of some hundred tokens). A PDF may hold more text than bytes; it is bounded by the model's context,
+beyond which no request is accepted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from chucky.server.model.catalog import Model
+from chucky.server.model.pricing import Price, Usage
+
+_FIELDS = ("messages", "system", "tools", "tool_choice", "output_config")
+_IMAGE_TOKENS = 5_000
+_SYSTEM_TOKENS = 1_000  # what a provider adds for tools and schemas
+_CHARACTERS_PER_TOKEN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class InputSize:
+    """How large the input of a request is, as far as can be seen without counting tokens.
+
+    Attributes:
+        characters: The length of its JSON, beyond ASCII escaped, without the data of images.
+        images: How many images are in it.
+        has_binary_documents: Whether there are documents in it that are not text.
+    """
+
+    characters: int
+    images: int
+    has_binary_documents: bool
+
+    @classmethod
+    def of(cls, request: Mapping[str, Any]) -> InputSize:
+        """Measure a request."""
+        characters = len(json.dumps([request[name] for name in _FIELDS if name in request]))
+        media = list(_media(request.get("messages", ())))
+        images = [block for block in media if block["type"] == "image"]
+        return cls(
+            characters - sum(len(block.get("source", {}).get("data", "")) for block in images),
+            len(images),
+            any(block["type"] == "document" and _is_binary(block) for block in media),
+        )
+
+    def bound(self, model: Model) -> int:
+        """The most tokens it can have."""
+        if self.has_binary_documents:
+            return model.context_tokens
+        tokens = self.characters + self.images * _IMAGE_TOKENS + _SYSTEM_TOKENS
+        return min(tokens, model.context_tokens)
+
+    def estimate(self, model: Model) -> int:
+        """About how many tokens it has: for a call that nobody lived to count."""
+        tokens = -(-self.characters // _CHARACTERS_PER_TOKEN) + self.images * _IMAGE_TOKENS
+        return min(tokens, model.context_tokens)
+
+
+def input_nanos_bound(request: Mapping[str, Any], price: Price, tokens: int) -> int:
+    """What so many tokens of input cost at most: at the dearest kind the request can incur."""
+    lifetimes = set(_cache_lifetimes(request))
+    usages = [Usage(input_tokens=tokens)]
+    if lifetimes:
+        usages += [Usage(cache_write_5m_tokens=tokens), Usage(cache_read_tokens=tokens)]
+    if "1h" in lifetimes:
+        usages.append(Usage(cache_write_1h_tokens=tokens))
+    return max(price.dearest_cost_nanos(usage) for usage in usages)
+
+
+def _media(value: Any) -> Iterable[Mapping[str, Any]]:
+    """The images and documents in messages and in the results of tools."""
+    for message in value:
+        content = message.get("content")
+        if isinstance(content, list):
+            for block in content:
+                if block.get("type") in ("image", "document"):
+                    yield block
+                elif block.get("type") == "tool_result":
+                    yield from _media([block])
+
+
+def _is_binary(document: Mapping[str, Any]) -> bool:
+    return bool(document.get("source", {}).get("type") != "text")
+
+
+def _cache_lifetimes(request: Mapping[str, Any]) -> Iterable[str]:
+    for blocks in (
+        request.get("system", ()),
+        request.get("tools", ()),
+        *(message.get("content", ()) for message in request.get("messages", ())),
+    ):
+        for block in blocks if isinstance(blocks, list) else ():
+            mark = block.get("cache_control")
+            if mark is not None:
+                yield mark.get("ttl", "5m")

@@ -1,0 +1,364 @@
+"""The ledger's rows in the SQLite file: the statements, and what is made of them.
+
+There is one writer, so an account is locked by the transaction itself. What the rules are is told
+by :mod:`chucky.server.ledger.booking`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from chucky.server.ledger.accounts import Account, AccountKey, Holder
+from chucky.server.ledger.rows import AnchorKey, Changes, Ending, Entry, Reservation
+from chucky.server.ledger.windows import Window
+from chucky.server.model.pricing import Usage
+from chucky.server.store.sqlite_file import (
+    Connection,
+    faults,
+    now_ms,
+    open_file,
+    store_error,
+    transaction,
+)
+
+_ACCOUNT: Final = """
+SELECT account_id, settled, reserved FROM ledger_accounts
+WHERE project_id = ? AND user_id = ? AND session_id = ? AND meter = ?
+"""
+_WINDOWS: Final = """
+SELECT window_kind, start_ms, end_ms, spent FROM ledger_windows
+WHERE account_id = ?1 AND start_ms <= ?2 AND end_ms > ?2
+"""
+# '' stands for all users, or all sessions.
+_CREATE_ACCOUNT: Final = """
+INSERT INTO ledger_accounts (project_id, user_id, session_id, meter, settled, reserved)
+SELECT :project_id, :user_id, :session_id, :meter,
+    (SELECT coalesce(sum(amount), 0) FROM ledger_entries
+     WHERE project_id = :project_id AND meter = :meter
+         AND (:user_id = '' OR user_id = :user_id)
+         AND (:session_id = '' OR session_id = :session_id)),
+    (SELECT coalesce(sum(amount), 0) FROM ledger_reservations
+     WHERE project_id = :project_id AND meter = :meter
+         AND (:user_id = '' OR user_id = :user_id)
+         AND (:session_id = '' OR session_id = :session_id))
+"""
+_SPENT_BY_USER: Final = """
+SELECT coalesce(sum(amount), 0) FROM ledger_entries
+WHERE project_id = ? AND user_id = ? AND meter = ? AND at_ms >= ? AND at_ms < ?
+"""
+_SPENT_BY_PROJECT: Final = """
+SELECT coalesce(sum(amount), 0) FROM ledger_entries
+WHERE project_id = ? AND meter = ? AND at_ms >= ? AND at_ms < ?
+"""
+_ANCHOR: Final = """
+SELECT anchor_ms FROM ledger_anchors WHERE project_id = ? AND user_id = ? AND window_kind = ?
+"""
+_SET_ANCHOR: Final = """
+INSERT INTO ledger_anchors (project_id, user_id, window_kind, anchor_ms) VALUES (?, ?, ?, ?)
+ON CONFLICT (project_id, user_id, window_kind) DO UPDATE SET anchor_ms = excluded.anchor_ms
+"""
+_RESERVATIONS: Final = """
+SELECT reservation_id, project_id, user_id, session_id, turn_id, meter, amount, units, checkpoint,
+    input_tokens, output_tokens, cache_write_5m_tokens, cache_write_1h_tokens, cache_read_tokens,
+    coalesce(price, ''), model, granted_ms, expires_ms, owner
+FROM ledger_reservations LEFT JOIN ledger_prices USING (price_id)
+"""
+_RESERVATION: Final = f"{_RESERVATIONS} WHERE reservation_id = ?"
+_ALL_RESERVATIONS: Final = f"{_RESERVATIONS} LIMIT 1000"
+_EXPIRED_RESERVATIONS: Final = f"{_RESERVATIONS} WHERE expires_ms <= ? AND owner <> ? LIMIT 1000"
+_ENDING: Final = """
+SELECT kind, project_id, user_id, session_id, turn_id, meter, amount, excess,
+    (SELECT coalesce(-sum(amount), 0) FROM ledger_entries WHERE refers_to = ?1)
+FROM ledger_entries WHERE entry_key = ?1
+"""
+_STARTS_BY_USER: Final = """
+SELECT started_ms FROM ledger_entries
+WHERE project_id = :project_id AND user_id = :user_id AND meter = 'compute'
+    AND at_ms >= :since_ms AND started_ms > :since_ms AND kind IN ('settle', 'expire')
+UNION ALL
+SELECT granted_ms FROM ledger_reservations
+WHERE project_id = :project_id AND user_id = :user_id AND meter = 'compute'
+    AND granted_ms > :since_ms
+ORDER BY 1
+"""
+_STARTS_BY_PROJECT: Final = _STARTS_BY_USER.replace("AND user_id = :user_id ", "")
+_RENEW: Final = "UPDATE ledger_reservations SET expires_ms = ? WHERE owner = ?"
+_CHECKPOINT: Final = """
+UPDATE ledger_reservations SET checkpoint = ?, input_tokens = ?, output_tokens = ?,
+    cache_write_5m_tokens = ?, cache_write_1h_tokens = ?, cache_read_tokens = ?
+WHERE reservation_id = ?
+"""
+_FORGET_WINDOWS: Final = """
+DELETE FROM ledger_windows WHERE window_kind = ? AND account_id IN (
+    SELECT account_id FROM ledger_accounts
+    WHERE project_id = ? AND user_id = ? AND session_id = ''
+)
+"""
+_SET_ACCOUNT: Final = """
+UPDATE ledger_accounts SET settled = ?, reserved = ?, granted_limit = ?,
+    granted_start_ms = ?, granted_end_ms = ? WHERE account_id = ?
+"""
+_SET_ACCOUNT_UNGRANTED: Final = """
+UPDATE ledger_accounts SET settled = ?, reserved = ? WHERE account_id = ?
+"""
+_SET_WINDOW: Final = """
+INSERT INTO ledger_windows (account_id, window_kind, start_ms, end_ms, spent)
+VALUES (?, ?, ?, ?, ?)
+ON CONFLICT (account_id, window_kind) DO UPDATE SET start_ms = excluded.start_ms,
+    end_ms = excluded.end_ms, spent = excluded.spent
+"""
+_ADD_PRICE: Final = "INSERT INTO ledger_prices (price) VALUES (?) ON CONFLICT DO NOTHING"
+_PRICE_ID: Final = "SELECT price_id FROM ledger_prices WHERE price = ?"
+_SET_RESERVATION: Final = """
+INSERT INTO ledger_reservations (reservation_id, project_id, user_id, session_id, turn_id, meter,
+    amount, units, checkpoint, input_tokens, output_tokens, cache_write_5m_tokens,
+    cache_write_1h_tokens, cache_read_tokens, price_id, model, granted_ms, expires_ms, owner)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (reservation_id) DO UPDATE SET amount = excluded.amount, units = excluded.units
+"""
+_END_RESERVATION: Final = "DELETE FROM ledger_reservations WHERE reservation_id = ?"
+_ADD_ENTRY: Final = """
+INSERT INTO ledger_entries (entry_key, kind, project_id, user_id, session_id, turn_id, meter,
+    amount, reserved, excess, is_estimated, started_ms, at_ms, model, price_id, input_tokens,
+    output_tokens, cache_write_5m_tokens, cache_write_1h_tokens, cache_read_tokens, unpriced,
+    refers_to, note)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+
+
+class SqliteLedgerRows:
+    """The ledger in one SQLite file; see :class:`~chucky.server.ledger.rows.LedgerRows`."""
+
+    def __init__(
+        self, path: Path, connection: Connection, clock_ms: Callable[[], int] = now_ms
+    ) -> None:
+        """Take over a connection to a file that has the current schema."""
+        self._path = path
+        self._connection = connection
+        self._clock_ms = clock_ms
+        self._price_ids: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, path: Path, clock_ms: Callable[[], int] = now_ms) -> SqliteLedgerRows:
+        """Open a database file, bringing it up to date first.
+
+        Raises:
+            ValidationError: The file cannot be used; the sentence says why.
+        """
+        path = path.expanduser().absolute()
+        return cls(path, open_file(path), clock_ms)
+
+    def close(self) -> None:
+        """Close the file. Safe to call again."""
+        with self._lock:
+            self._connection.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[SqliteLedgerTransaction]:
+        """Begin a transaction; see :class:`~chucky.server.ledger.rows.LedgerRows`."""
+        try:
+            with self._lock, faults(self._path, store_error), transaction(self._connection):
+                yield SqliteLedgerTransaction(self._connection, self._clock_ms(), self._price_ids)
+        except BaseException:
+            self._price_ids.clear()  # some may have been rolled back
+            raise
+
+
+class SqliteLedgerTransaction:
+    """One transaction; see :class:`~chucky.server.ledger.rows.LedgerTransaction`."""
+
+    def __init__(self, connection: Connection, now_ms: int, price_ids: dict[str, int]) -> None:
+        self.now_ms = now_ms
+        self._execute = connection.execute
+        self._execute_many = connection.executemany
+        self._price_ids = price_ids
+
+    def lock_accounts(self, keys: Collection[AccountKey]) -> dict[AccountKey, Account]:
+        """Read the accounts there are."""
+        found = {}
+        for key in keys:
+            row = self._execute(_ACCOUNT, key).fetchone()
+            if row is not None:
+                found[key] = Account(row[0], key, row[1], row[2], self._windows(row[0]))
+        return found
+
+    def _windows(self, account_id: int) -> dict[Window, int]:
+        rows = self._execute(_WINDOWS, (account_id, self.now_ms))
+        return {Window(kind, start, end): spent for kind, start, end, spent in rows}
+
+    def create_accounts(self, keys: Collection[AccountKey]) -> dict[AccountKey, Account]:
+        """Create accounts."""
+        for key in keys:
+            self._execute(_CREATE_ACCOUNT, key._asdict())
+        return self.lock_accounts(keys)
+
+    def anchors(self, keys: Collection[AnchorKey]) -> dict[AnchorKey, int]:
+        """Read anchors."""
+        rows = ((key, self._execute(_ANCHOR, key).fetchone()) for key in keys)
+        return {key: row[0] for key, row in rows if row is not None}
+
+    def spent_between(self, key: AccountKey, start_ms: int, end_ms: int) -> int:
+        """Sum entries."""
+        assert not key.session_id, "a session's budget has no windows"
+        if key.user_id:
+            values = (key.project_id, key.user_id, key.meter, start_ms, end_ms)
+            return int(self._execute(_SPENT_BY_USER, values).fetchone()[0])
+        of_project = (key.project_id, key.meter, start_ms, end_ms)
+        return int(self._execute(_SPENT_BY_PROJECT, of_project).fetchone()[0])
+
+    def reservations(self, ids: Collection[str]) -> dict[str, Reservation]:
+        """Read open reservations."""
+        rows = (self._execute(_RESERVATION, (each,)).fetchone() for each in ids)
+        return {row[0]: _reservation(row) for row in rows if row is not None}
+
+    def expired(self, owner: str | None) -> list[Reservation]:
+        """Read reservations that nobody renewed."""
+        if owner is None:
+            rows = self._execute(_ALL_RESERVATIONS)
+        else:
+            rows = self._execute(_EXPIRED_RESERVATIONS, (self.now_ms, owner))
+        return [_reservation(row) for row in rows.fetchall()]
+
+    def endings(self, keys: Collection[str]) -> dict[str, Ending]:
+        """Read how reservations ended."""
+        rows = ((key, self._execute(_ENDING, (key,)).fetchone()) for key in keys)
+        return {
+            key: Ending(row[0], Holder(*row[1:5]), row[5], *row[6:])
+            for key, row in rows
+            if row is not None
+        }
+
+    def turn_starts(self, key: AccountKey, since_ms: int) -> list[int]:
+        """Read when turns began."""
+        values = {"project_id": key.project_id, "user_id": key.user_id, "since_ms": since_ms}
+        query = _STARTS_BY_USER if key.user_id else _STARTS_BY_PROJECT
+        return [row[0] for row in self._execute(query, values)]
+
+    def renew(
+        self, owner: str, expires_ms: int, checkpoints: Mapping[str, tuple[int, Usage]]
+    ) -> int:
+        """Renew leases and write checkpoints."""
+        self._execute_many(
+            _CHECKPOINT,
+            [(amount, *_tokens(usage), each) for each, (amount, usage) in checkpoints.items()],
+        )
+        return self._execute(_RENEW, (expires_ms, owner)).rowcount
+
+    def forget_windows(self, project_id: str, user_id: str, kind: str) -> None:
+        """Drop the sums of a window kind."""
+        self._execute(_FORGET_WINDOWS, (kind, project_id, user_id))
+
+    def write(self, changes: Changes) -> None:
+        """Write what a batch of operations changed."""
+        if changes.anchors:
+            self._execute_many(_SET_ANCHOR, [(*key, at) for key, at in changes.anchors.items()])
+        if changes.ended:
+            self._execute_many(_END_RESERVATION, [(each,) for each in changes.ended])
+        if changes.reservations:
+            rows = map(self._reservation_row, changes.reservations.values())
+            self._execute_many(_SET_RESERVATION, list(rows))
+        if changes.entries:
+            self._execute_many(_ADD_ENTRY, list(map(self._entry_row, changes.entries)))
+        for account in changes.accounts.values():
+            self._write_account(account)
+
+    def _write_account(self, account: Account) -> None:
+        if account.granted is None:
+            values = (account.settled, account.reserved, account.account_id)
+            self._execute(_SET_ACCOUNT_UNGRANTED, values)
+        else:
+            limit, window = account.granted
+            self._execute(
+                _SET_ACCOUNT,
+                (
+                    account.settled,
+                    account.reserved,
+                    limit,
+                    window.start_ms,
+                    window.end_ms,
+                    account.account_id,
+                ),
+            )
+        for window, spent in account.spent.items():
+            row = (account.account_id, window.kind, window.start_ms, window.end_ms, spent)
+            self._execute(_SET_WINDOW, row)
+
+    def _reservation_row(self, each: Reservation) -> tuple[Any, ...]:
+        return (
+            each.reservation_id,
+            *_holder(each.holder),
+            each.meter,
+            each.amount,
+            each.units,
+            each.checkpoint,
+            *_tokens(each.usage),
+            self._price_id(each.price),
+            each.model,
+            each.granted_ms,
+            each.expires_ms,
+            each.owner,
+        )
+
+    def _entry_row(self, entry: Entry) -> tuple[Any, ...]:
+        return (
+            entry.entry_key,
+            entry.kind,
+            *_holder(entry.holder),
+            entry.meter,
+            entry.amount,
+            entry.reserved,
+            entry.excess,
+            entry.is_estimated,
+            entry.started_ms,
+            entry.at_ms,
+            entry.model,
+            self._price_id(entry.price),
+            *_tokens(entry.usage),
+            entry.unpriced,
+            entry.refers_to,
+            entry.note,
+        )
+
+    def _price_id(self, price: str) -> int | None:
+        if not price:
+            return None
+        if price not in self._price_ids:
+            self._execute(_ADD_PRICE, (price,))
+            self._price_ids[price] = self._execute(_PRICE_ID, (price,)).fetchone()[0]
+        return self._price_ids[price]
+
+
+def _reservation(row: tuple[Any, ...]) -> Reservation:
+    return Reservation(
+        reservation_id=row[0],
+        holder=Holder(*row[1:5]),
+        meter=row[5],
+        amount=row[6],
+        units=row[7],
+        checkpoint=row[8],
+        usage=Usage(*row[9:14]),
+        price=row[14],
+        model=row[15],
+        granted_ms=row[16],
+        expires_ms=row[17],
+        owner=row[18],
+    )
+
+
+def _holder(holder: Holder) -> tuple[str, str, str, str]:
+    return holder.project_id, holder.user_id, holder.session_id, holder.turn_id
+
+
+def _tokens(usage: Usage) -> tuple[int, int, int, int, int]:
+    return (
+        usage.input_tokens,
+        usage.output_tokens,
+        usage.cache_write_5m_tokens,
+        usage.cache_write_1h_tokens,
+        usage.cache_read_tokens,
+    )

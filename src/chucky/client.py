@@ -8,7 +8,7 @@ import logging
 import os
 import warnings
 from collections.abc import AsyncGenerator, Callable
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, Unpack
 
 from chucky.errors import ChuckyConnectionError, ValidationError
 from chucky.messages import Message, PromptResult, StreamEvent
@@ -16,9 +16,11 @@ from chucky.options import (
     DEFAULT_MODEL,
     DEFAULT_URL,
     ChuckyOptions,
-    McpServers,
+    ClientKeywords,
     PromptOptions,
+    SessionKeywords,
     TokenSource,
+    overridden,
 )
 from chucky.session import Content, Session
 from chucky.tools import Tool
@@ -78,12 +80,9 @@ class Chucky:
         timeout: float = 30.0,
         keepalive_interval: float = 60.0,
         *,
-        allowed_tools: list[str] | None = None,
-        disallowed_tools: list[str] | None = None,
-        mcp_servers: McpServers | None = None,
-        include_partial_messages: bool = False,
         turn_timeout: float | None = None,
         debug: bool = False,
+        **defaults: Unpack[ClientKeywords],
     ) -> None:
         """Make a client; nothing is connected yet.
 
@@ -98,30 +97,30 @@ class Chucky:
             timeout: Seconds for connecting, and again for the server to be ready.
             keepalive_interval: Seconds between keep-alive pings. A server that stays silent for
                 two of them while an answer is awaited is given up.
-            allowed_tools: Tools the agent may use without asking, by name. Our own server's
-                engine never asks, and says that it ignores this.
-            disallowed_tools: Tools the model may not use, by name.
-            mcp_servers: Servers of tools, for all sessions; a mapping's keys name them.
-            include_partial_messages: Also yield partial messages while the model writes.
             turn_timeout: Seconds a turn may take in all; None for no limit but the server's.
             debug: Log every frame to the logger ``chucky``, and that to standard error.
+            **defaults: Any of :class:`~chucky.options.ClientKeywords`, for all sessions of this
+                client; ``docs/sdk.md`` has a table of them.
 
         Raises:
-            ValidationError: There is no token, or the url or a number is wrong.
+            ValidationError: There is no token, or an option is wrong.
         """
+        for name in SessionKeywords.__annotations__.keys() - ClientKeywords.__annotations__.keys():
+            if name in defaults:
+                raise ValidationError(
+                    f"{name} is about one conversation: give it to create_session, prompt or "
+                    "stream."
+                )
         self.options = ChuckyOptions(
             url=url or os.environ.get("CHUCKY_URL") or DEFAULT_URL,
             token=token or os.environ.get("CHUCKY_TOKEN") or "",
             model=model,
             system_prompt=system_prompt,
             max_turns=max_turns,
-            allowed_tools=allowed_tools,
-            disallowed_tools=disallowed_tools,
-            mcp_servers=mcp_servers,
             timeout=timeout,
             keepalive_interval=keepalive_interval,
             turn_timeout=turn_timeout,
-            include_partial_messages=include_partial_messages,
+            **defaults,
         )
         self.options.check()
         self.debug = debug
@@ -142,16 +141,28 @@ class Chucky:
         system_prompt: str | None = None,
         tools: list[Tool] | None = None,
         max_turns: int | None = None,
-        include_partial_messages: bool | None = None,
+        **options: Unpack[SessionKeywords],
     ) -> Session:
         """Make a session of several turns. It connects on its first ``send()``.
 
         Arguments that are None keep what the client was made with.
 
+        Args:
+            model: The model.
+            system_prompt: The system prompt.
+            tools: Tools of this session, beside the servers in ``mcp_servers``.
+            max_turns: How often the model may be called to answer one message.
+            **options: Any of :class:`~chucky.options.SessionKeywords`; ``docs/sdk.md`` has a
+                table of them.
+
         Raises:
-            ValidationError: A tool is wrong, or two have the same name.
+            ValidationError: An option or a tool is wrong, or two tools have the same name.
         """
-        wanted = PromptOptions(model, system_prompt, max_turns, tools, include_partial_messages)
+        return self._create_session(
+            PromptOptions(model, system_prompt, max_turns, tools, **options)
+        )
+
+    def _create_session(self, wanted: PromptOptions) -> Session:
         session = Session(self.options, wanted, self.debug, on_close=self._sessions.discard)
         self._sessions.add(session)
         return session
@@ -164,10 +175,12 @@ class Chucky:
         system_prompt: str | None = None,
         tools: list[Tool] | None = None,
         max_turns: int | None = None,
+        **options: Unpack[SessionKeywords],
     ) -> PromptResult:
         """Send one message, wait for the whole answer and return its result.
 
-        A turn that fails is a result too: its ``subtype`` is ``'error'``.
+        A turn that fails is a result too: its ``subtype`` is ``'error'``. The keywords are those
+        of :meth:`create_session`.
 
         Raises:
             ValidationError: An argument is wrong.
@@ -176,7 +189,7 @@ class Chucky:
             AuthenticationError: The server refused the token.
         """
         session = self.create_session(
-            model=model, system_prompt=system_prompt, tools=tools, max_turns=max_turns
+            model=model, system_prompt=system_prompt, tools=tools, max_turns=max_turns, **options
         )
         async with session:
             await session.send(message)
@@ -195,9 +208,9 @@ class Chucky:
         system_prompt: str | None = None,
         tools: list[Tool] | None = None,
         max_turns: int | None = None,
-        include_partial_messages: bool | None = None,
         options: PromptOptions | None = None,
         debug: bool = False,
+        **more: Unpack[SessionKeywords],
     ) -> AsyncGenerator[StreamEvent, None]:
         """Send one message and yield events as the answer comes.
 
@@ -207,32 +220,22 @@ class Chucky:
             system_prompt: Overrides the client's.
             tools: Tools for this answer.
             max_turns: Overrides the client's.
-            include_partial_messages: Also yield ``delta`` events while the model writes.
             options: The same options in one object, as version 0.2.0 took them; a keyword
                 wins over it.
             debug: Log every frame of this call.
+            **more: The other keywords of :meth:`create_session`.
 
         Raises:
             ValidationError, ChuckyConnectionError, ChuckyTimeoutError, AuthenticationError: As
                 :meth:`prompt`.
         """
-        base = PromptOptions() if options is None else options
-        if not isinstance(base, PromptOptions):
-            raise ValidationError(
-                f"options must be PromptOptions(…), not a {type(base).__name__}; or give each "
-                "option as a keyword."
-            )
-        session = self.create_session(
-            model=base.model if model is None else model,
-            system_prompt=base.system_prompt if system_prompt is None else system_prompt,
-            tools=base.tools if tools is None else tools,
-            max_turns=base.max_turns if max_turns is None else max_turns,
-            include_partial_messages=(
-                base.include_partial_messages
-                if include_partial_messages is None
-                else include_partial_messages
-            ),
-        )
+        own = {
+            "model": model,
+            "system_prompt": system_prompt,
+            "tools": tools,
+            "max_turns": max_turns,
+        }
+        session = self._create_session(overridden(options, {**own, **more}))
         if debug:
             session.debug = True
             _log_to_stderr()

@@ -100,7 +100,7 @@ class Connection:
             ValidationError: There is no usable token.
         """
         address = without_secrets(url)
-        target, headers = _credentials(url, await _ask(token, timeout))
+        target, headers = _credentials(url, await _ask(token, timeout), init.get("vessel"))
         socket = await _connect(target, headers, address, timeout)
         connection = cls(socket, address, keepalive_interval)
         connection.debug = debug
@@ -265,17 +265,17 @@ async def _within(timeout: float, token: Awaitable[object]) -> object:
         ) from None
 
 
-def _credentials(url: str, token: str) -> tuple[str, dict[str, str]]:
+def _credentials(url: str, token: str, vessel: str | None = None) -> tuple[str, dict[str, str]]:
     """Where to connect to and with which headers.
 
-    A URL ends up in logs, so the token travels in a header. The hosted service reads it from
-    the query alone.
+    A URL ends up in logs, so the token travels in a header. The hosted service reads it, and the
+    vessel, from the query alone.
     """
     parts = urlsplit(url)
     host = parts.hostname or ""
     if host != _HOSTED_DOMAIN and not host.endswith("." + _HOSTED_DOMAIN):
         return url, {"Authorization": f"Bearer {token}"}
-    own = [("token", token), ("type", "prompt")]
+    own = [("token", token), ("type", "prompt"), *([("vessel", vessel)] if vessel else [])]
     given = parse_qsl(parts.query, keep_blank_values=True)
     query = [pair for pair in given if pair[0] not in dict(own)] + own
     return urlunsplit(parts._replace(query=urlencode(query))), {}

@@ -1,34 +1,85 @@
-"""What a client and a session are asked to be, and how that is said in ``init``."""
+"""What a client and a session are asked to be, and how that is said in ``init``.
+
+``_OPTIONS`` is the one table of what travels: an option's name here, its name on the wire, and
+what it may be. The same names are fields of the two dataclasses, which hold an application's
+wishes, and keys of the two ``TypedDict``s, by which type checkers know the keywords of
+``Chucky(…)``, ``create_session``, ``prompt`` and ``stream``.
+"""
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, fields, replace
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, get_args
 from urllib.parse import urlsplit, urlunsplit
 
 from chucky.errors import ValidationError
-from chucky.wire import CAPABILITIES
+from chucky.outputformat import OutputFormat, OutputFormatSource
 
 if TYPE_CHECKING:
-    from chucky.tools import McpSdkServerConfig, McpServer, Tool
+    from chucky.tools import Tool
+    from chucky.toolservers import McpServers
 
 DEFAULT_URL = "wss://conjure.chucky.cloud/ws"
 DEFAULT_MODEL = "claude-sonnet-4-5-20250929"
 
-# The server that the tools given to a call or session travel in; public clients name it so.
-INLINE_SERVER_NAME = "inline-tools"
-
 TokenSource = str | Callable[[], str | Awaitable[str]]
 """A token, or a function that returns one and is asked again for every connection."""
 
-McpServers = (
-    Mapping[str, "McpServer | McpSdkServerConfig"] | Sequence["McpServer | McpSdkServerConfig"]
-)
+PermissionMode = Literal["default", "acceptEdits", "plan", "dontAsk", "bypassPermissions"]
+SettingSource = Literal["user", "project", "local"]
+
+
+class ClientKeywords(TypedDict, total=False):
+    """What a client may be given for all its sessions, and each session for itself.
+
+    The page's parameters are not here; those stand in the signatures.
+    """
+
+    mcp_servers: McpServers | None
+    allowed_tools: Sequence[str] | None
+    disallowed_tools: Sequence[str] | None
+    output_format: OutputFormatSource | None
+    include_partial_messages: bool | None
+    max_budget_usd: float | Decimal | None
+    max_thinking_tokens: int | None
+    fallback_model: str | None
+    permission_mode: PermissionMode | None
+    agents: Mapping[str, Mapping[str, Any]] | None
+    env: Mapping[str, str] | None
+    setting_sources: Sequence[SettingSource] | None
+    vessel: str | None
+    betas: Sequence[str] | None
+
+
+class SessionKeywords(ClientKeywords, total=False):
+    """What one session, prompt or stream may be given."""
+
+    resume: str | None
+    fork_session: bool | None
+
+
+@dataclass(kw_only=True)
+class _NewOptions:
+    """The options that have come since the fields of 0.2.0, whose order stays."""
+
+    output_format: OutputFormatSource | None = None
+    max_budget_usd: float | Decimal | None = None
+    max_thinking_tokens: int | None = None
+    fallback_model: str | None = None
+    permission_mode: PermissionMode | None = None
+    agents: Mapping[str, Mapping[str, Any]] | None = None
+    env: Mapping[str, str] | None = field(default=None, repr=False)
+    setting_sources: Sequence[SettingSource] | None = None
+    vessel: str | None = None
+    betas: Sequence[str] | None = None
 
 
 @dataclass
-class ChuckyOptions:
+class ChuckyOptions(_NewOptions):
     """What all sessions of a client share. Times are in seconds."""
 
     url: str
@@ -36,13 +87,13 @@ class ChuckyOptions:
     model: str = DEFAULT_MODEL
     system_prompt: str | None = None
     max_turns: int | None = None
-    allowed_tools: list[str] | None = None
-    disallowed_tools: list[str] | None = None
-    mcp_servers: McpServers | None = None
+    allowed_tools: Sequence[str] | None = None
+    disallowed_tools: Sequence[str] | None = None
+    mcp_servers: McpServers | None = field(default=None, repr=False)
     timeout: float = 30.0
     keepalive_interval: float = 60.0
     turn_timeout: float | None = None
-    include_partial_messages: bool = False
+    include_partial_messages: bool | None = None
 
     def check(self) -> None:
         """Refuse what cannot work, before anything is connected.
@@ -65,13 +116,11 @@ class ChuckyOptions:
         _check_seconds("keepalive_interval", self.keepalive_interval)
         if self.turn_timeout is not None:
             _check_seconds("turn_timeout", self.turn_timeout)
-        _check_model_options(self.model, self.system_prompt, self.max_turns)
-        _check_names("allowed_tools", self.allowed_tools)
-        _check_names("disallowed_tools", self.disallowed_tools)
+        _check_options(self)
 
 
 @dataclass
-class PromptOptions:
+class PromptOptions(_NewOptions):
     """What one prompt or session wants different from its client; None keeps the client's."""
 
     model: str | None = None
@@ -79,6 +128,11 @@ class PromptOptions:
     max_turns: int | None = None
     tools: list[Tool] | None = None
     include_partial_messages: bool | None = None
+    allowed_tools: Sequence[str] | None = field(default=None, kw_only=True)
+    disallowed_tools: Sequence[str] | None = field(default=None, kw_only=True)
+    mcp_servers: McpServers | None = field(default=None, kw_only=True, repr=False)
+    resume: str | None = field(default=None, kw_only=True)
+    fork_session: bool | None = field(default=None, kw_only=True)
 
     def check(self) -> None:
         """Refuse what cannot work, before anything is connected.
@@ -86,7 +140,49 @@ class PromptOptions:
         Raises:
             ValidationError: The sentence names the option.
         """
-        _check_model_options(self.model, self.system_prompt, self.max_turns)
+        _check_options(self)
+        if self.fork_session and self.resume is None:
+            raise ValidationError("fork_session needs the session to fork: give resume=… too.")
+
+
+def overridden(options: PromptOptions | None, keywords: Mapping[str, Any]) -> PromptOptions:
+    """Return options with the keywords that were given in the place of their own.
+
+    Raises:
+        ValidationError: ``options`` are none.
+    """
+    if options is None:
+        return PromptOptions(**keywords)
+    if not isinstance(options, PromptOptions):
+        raise ValidationError(
+            f"options must be PromptOptions(…), not a {type(options).__name__}; or give each "
+            "option as a keyword."
+        )
+    return replace(options, **{name: each for name, each in keywords.items() if each is not None})
+
+
+def init_options(options: ChuckyOptions, wanted: PromptOptions) -> dict[str, Any]:
+    """Return the payload of ``init``: every option that was given, by its name on the wire.
+
+    The servers of tools and the capabilities are not options, and not in it.
+    """
+    payload: dict[str, Any] = {}
+    for name, option in _OPTIONS.items():
+        value = chosen(name, options, wanted)
+        if value is not None and value is not False:
+            payload[option.wire_name] = option.to_wire(value)
+    if "resume" in payload:
+        payload["sessionId"] = payload["resume"]  # its name in the public system's other SDKs
+    if payload.get("permissionMode") == "bypassPermissions":
+        # The public system wants it said twice; whoever gives this mode has meant it.
+        payload["allowDangerouslySkipPermissions"] = True
+    return payload
+
+
+def chosen(name: str, options: ChuckyOptions, wanted: PromptOptions) -> Any:
+    """Return an option of a session: its own, or else its client's."""
+    own = getattr(wanted, name, None)
+    return getattr(options, name, None) if own is None else own
 
 
 def without_secrets(url: str) -> str:
@@ -116,6 +212,54 @@ def check_text(name: str, text: object) -> None:
         ) from None
 
 
+def check_texts(name: str, texts: object) -> None:
+    """Refuse what is no mapping of names to strings, such as ``env`` and headers are.
+
+    Raises:
+        ValidationError: The sentence names it, and shows none of the strings.
+    """
+    if not isinstance(texts, Mapping):
+        raise ValidationError(
+            f"{name} must be a dict of strings by name, not {type(texts).__name__}."
+        )
+    for key, text in texts.items():
+        check_name(f"Each name in {name}", key)
+        check_text(f"{key!r} in {name}", text)
+
+
+def check_name(name: str, text: object) -> None:
+    """Refuse what is no string, or an empty one.
+
+    Raises:
+        ValidationError: The sentence names it.
+    """
+    check_text(name, text)
+    if text == "":
+        raise ValidationError(f"{name} must not be empty.")
+
+
+def check_names(name: str, texts: object, what: str = "names") -> None:
+    """Refuse what is no list of strings.
+
+    Raises:
+        ValidationError: The sentence names it.
+    """
+    if not isinstance(texts, list | tuple):
+        raise ValidationError(f"{name} must be a list of {what}, not {type(texts).__name__}.")
+    for text in texts:
+        check_text(f"Each name in {name}", text)
+
+
+# --- what the single options may be -----------------------------------------------------------
+
+
+def _check_options(options: ChuckyOptions | PromptOptions) -> None:
+    for each in fields(options):
+        value = getattr(options, each.name)
+        if value is not None and each.name in _OPTIONS:
+            _OPTIONS[each.name].check(each.name, value)
+
+
 def _check_url(url: object) -> None:
     if not isinstance(url, str):
         raise ValidationError(f"The url must be a string, not {type(url).__name__}.")
@@ -142,101 +286,110 @@ def _check_seconds(name: str, seconds: object) -> None:
         raise ValidationError(f"{name} must be more than 0 seconds, not {seconds!r}.")
 
 
-def _check_model_options(model: object, system_prompt: object, max_turns: object) -> None:
-    if model is not None:
-        check_text("model", model)
+def _check_model(name: str, model: object) -> None:
+    check_text(name, model)
     if model == "":
-        raise ValidationError("model must not be empty; leave it out for the default.")
-    if system_prompt is not None:
-        check_text("system_prompt", system_prompt)
-    is_count = isinstance(max_turns, int) and not isinstance(max_turns, bool) and max_turns >= 0
-    if max_turns is not None and not is_count:
-        raise ValidationError(f"max_turns must be a whole number from 0, not {max_turns!r}.")
+        raise ValidationError(f"{name} must not be empty; leave it out for the default.")
 
 
-def _check_names(option: str, names: object) -> None:
-    if names is None:
-        return
-    if not isinstance(names, list | tuple):
-        raise ValidationError(f"{option} must be a list of tool names, not {type(names).__name__}.")
-    for name in names:
-        check_text(f"Each name in {option}", name)
+def _check_count(name: str, count: object) -> None:
+    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+        raise ValidationError(f"{name} must be a whole number from 0, not {count!r}.")
 
 
-def session_servers(options: ChuckyOptions, wanted: PromptOptions) -> list[McpServer]:
-    """Return the tool servers of a session: the client's, then the one for its own tools.
-
-    A mapping's keys name its servers.
-
-    Raises:
-        ValidationError: Something in the lists is not a tool or a server of tools.
-    """
-    from chucky.tools import create_mcp_server
-
-    servers = [
-        create_mcp_server(server.name if name is None else name, server.tools, server.version)
-        for name, server in _named_servers(options.mcp_servers)
-    ]
-    if wanted.tools is not None and not isinstance(wanted.tools, list | tuple):
-        raise ValidationError(
-            f"tools must be a list of tools, not {type(wanted.tools).__name__}; write tools=[…]."
-        )
-    if wanted.tools:
-        servers.append(create_mcp_server(INLINE_SERVER_NAME, wanted.tools))
-    return servers
+def _check_dollars(name: str, dollars: object) -> None:
+    is_number = isinstance(dollars, int | float | Decimal) and not isinstance(dollars, bool)
+    try:
+        is_amount = is_number and 0 < float(dollars) < math.inf  # type: ignore[arg-type]
+    except (OverflowError, ValueError):  # too large for a float; a Decimal that signals
+        is_amount = False
+    if not is_amount:
+        raise ValidationError(f"{name} must be more than 0 dollars, not {dollars!r}.")
 
 
-def _named_servers(
-    given: McpServers | None,
-) -> list[tuple[str | None, McpServer | McpSdkServerConfig]]:
-    from chucky.tools import McpSdkServerConfig, McpServer
+def _check_flag(name: str, flag: object) -> None:
+    if not isinstance(flag, bool):
+        raise ValidationError(f"{name} must be True or False, not {flag!r:.80}.")
 
-    if isinstance(given, Mapping):
-        named: list[tuple[Any, Any]] = list(given.items())
-    elif isinstance(given, list | tuple) or given is None:
-        named = [(None, server) for server in given or ()]
-    else:
-        raise ValidationError(
-            "mcp_servers must be a list of servers, or a dict of them by name, not "
-            f"{type(given).__name__}."
-        )
-    for name, server in named:
-        if not isinstance(server, McpServer | McpSdkServerConfig):
+
+def _check_tool_names(name: str, names: object) -> None:
+    check_names(name, names, "tool names")
+
+
+def _check_permission_mode(name: str, mode: object) -> None:
+    if mode not in get_args(PermissionMode):
+        modes = ", ".join(get_args(PermissionMode))
+        raise ValidationError(f"{name} must be one of {modes}, not {mode!r:.80}.")
+
+
+def _check_setting_sources(name: str, sources: object) -> None:
+    check_names(name, sources)
+    for source in sources:  # type: ignore[attr-defined]
+        if source not in get_args(SettingSource):
             raise ValidationError(
-                "Each of mcp_servers must come from create_mcp_server or create_sdk_mcp_server, "
-                f"not be a {type(server).__name__}."
+                f"{name} may name {', '.join(get_args(SettingSource))}, not {source!r:.80}."
             )
-        if name is not None:
-            check_text("Each key of mcp_servers", name)
-    return named
 
 
-def init_options(
-    options: ChuckyOptions, wanted: PromptOptions, servers: Sequence[McpServer]
-) -> dict[str, Any]:
-    """Return the payload of ``init``: every option that was given, by its name on the wire."""
-    from chucky.tools import tool_definition
+def _check_agents(name: str, agents: object) -> None:
+    if not isinstance(agents, Mapping):
+        raise ValidationError(
+            f"{name} must be a dict of agents by name, not {type(agents).__name__}."
+        )
+    for key, agent in agents.items():
+        check_name(f"Each name in {name}", key)
+        if not isinstance(agent, Mapping):
+            raise ValidationError(
+                f"The agent {key!r} must be a dict with its description and prompt, not "
+                f"{type(agent).__name__}."
+            )
+        try:
+            json.dumps(dict(agent), allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValidationError(f"The agent {key!r} cannot be sent as JSON: {error}.") from None
 
-    def chosen(name: str) -> Any:
-        own = getattr(wanted, name)
-        return getattr(options, name) if own is None else own
 
-    payload = {
-        "model": chosen("model"),
-        "systemPrompt": chosen("system_prompt"),
-        "maxTurns": chosen("max_turns"),
-        "allowedTools": options.allowed_tools,
-        "disallowedTools": options.disallowed_tools,
-        "includePartialMessages": chosen("include_partial_messages") or None,
-        "mcpServers": [
-            {
-                "name": server.name,
-                "version": server.version,
-                "tools": [tool_definition(tool) for tool in server.tools],
-            }
-            for server in servers
-        ]
-        or None,
-        "capabilities": list(CAPABILITIES),
-    }
-    return {name: value for name, value in payload.items() if value is not None}
+def _check_output_format(_name: str, given: object) -> None:
+    OutputFormat.of(given)
+
+
+def _as_given(value: Any) -> Any:
+    return value
+
+
+def _agents_to_wire(agents: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    return {name: dict(agent) for name, agent in agents.items()}
+
+
+def _output_format_to_wire(given: OutputFormatSource) -> dict[str, Any]:
+    return OutputFormat.of(given).to_wire()
+
+
+class _Option(NamedTuple):
+    """How an option is called on the wire, what it may be, and what it becomes there."""
+
+    wire_name: str
+    check: Callable[[str, object], None]
+    to_wire: Callable[[Any], Any] = _as_given
+
+
+_OPTIONS = {
+    "model": _Option("model", _check_model),
+    "fallback_model": _Option("fallbackModel", _check_model),
+    "system_prompt": _Option("systemPrompt", check_text),
+    "max_turns": _Option("maxTurns", _check_count),
+    "max_thinking_tokens": _Option("maxThinkingTokens", _check_count),
+    "max_budget_usd": _Option("maxBudgetUsd", _check_dollars, float),
+    "allowed_tools": _Option("allowedTools", _check_tool_names, list),
+    "disallowed_tools": _Option("disallowedTools", _check_tool_names, list),
+    "output_format": _Option("outputFormat", _check_output_format, _output_format_to_wire),
+    "include_partial_messages": _Option("includePartialMessages", _check_flag),
+    "permission_mode": _Option("permissionMode", _check_permission_mode),
+    "agents": _Option("agents", _check_agents, _agents_to_wire),
+    "env": _Option("env", check_texts, dict),
+    "setting_sources": _Option("settingSources", _check_setting_sources, list),
+    "vessel": _Option("vessel", check_name),
+    "betas": _Option("betas", check_names, list),
+    "resume": _Option("resume", check_name),
+    "fork_session": _Option("forkSession", _check_flag),
+}

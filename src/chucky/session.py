@@ -21,8 +21,10 @@ from chucky.errors import (
     error_from_wire,
 )
 from chucky.messages import Message, PromptResult, result_from_error, result_from_wire
-from chucky.options import ChuckyOptions, PromptOptions, check_text, init_options, session_servers
-from chucky.tools import Tool, ToolResult, call_tool, collect_tools, error_result
+from chucky.options import ChuckyOptions, PromptOptions, check_text, chosen, init_options
+from chucky.outputformat import OutputFormat
+from chucky.tools import Tool, ToolResult, call_tool, error_result
+from chucky.toolservers import ToolServers
 from chucky.turn import Turn, TurnStream
 
 logger = logging.getLogger("chucky")
@@ -67,9 +69,17 @@ class Session:
         self.options.check()
         self.session_options.check()
         self.debug = debug
-        servers = session_servers(options, self.session_options)
-        self._tools = collect_tools(servers)
-        self._init = init_options(options, self.session_options, servers)
+        servers = ToolServers.of(
+            chosen("mcp_servers", options, self.session_options), self.session_options.tools
+        )
+        self._tools = servers.tools
+        self._init = {
+            **init_options(options, self.session_options),
+            **({"mcpServers": servers.definitions} if servers.definitions else {}),
+            "capabilities": list(wire.CAPABILITIES),
+        }
+        output_format = chosen("output_format", options, self.session_options)
+        self._output_format = None if output_format is None else OutputFormat.of(output_format)
         self._on_close = on_close
         self._session_id = ""
         self._server_capabilities: frozenset[str] = frozenset()
@@ -329,7 +339,10 @@ class Session:
         if turn is None:
             logger.debug("session %s: a message outside any turn", self._session_id)
         elif message.get("type") == "result":
-            await self._end_turn(turn, result_from_wire(message))
+            result = result_from_wire(message)
+            if self._output_format is not None:
+                result = self._output_format.read(result)
+            await self._end_turn(turn, result)
         else:
             turn.put(Message(message))
 

@@ -31,6 +31,8 @@ PARAMETERS = {
     "keepalive_interval": 60.0,
 }
 
+BY_NAME_ALONE = {inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD}
+
 Within = Callable[[Awaitable[Any]], Awaitable[Any]]
 
 
@@ -53,7 +55,7 @@ def test_the_parameters_have_the_pages_names_order_and_defaults() -> None:
         if parameter.name not in ("token", "url"):
             assert parameter.default == PARAMETERS[parameter.name]
     beyond = parameters[len(PARAMETERS) :]
-    assert {each.kind for each in beyond} <= {inspect.Parameter.KEYWORD_ONLY}
+    assert {each.kind for each in beyond} <= BY_NAME_ALONE
 
 
 def test_every_parameter_may_be_given_by_position_or_by_name() -> None:

@@ -30,9 +30,11 @@ def test_the_signature_is_the_pages() -> None:
     assert message.name == "message"
     assert message.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
     assert message.default is inspect.Parameter.empty
-    assert [each.name for each in overrides] == OVERRIDES
-    assert {each.kind for each in overrides} == {inspect.Parameter.KEYWORD_ONLY}
-    assert {each.default for each in overrides} == {None}
+    on_page, beyond = overrides[: len(OVERRIDES)], overrides[len(OVERRIDES) :]
+    assert [each.name for each in on_page] == OVERRIDES
+    assert {each.kind for each in on_page} == {inspect.Parameter.KEYWORD_ONLY}
+    assert {each.default for each in on_page} == {None}
+    assert {each.kind for each in beyond} == {inspect.Parameter.VAR_KEYWORD}
     assert inspect.signature(Chucky.prompt).return_annotation == "PromptResult"
 
 

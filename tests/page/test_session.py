@@ -48,7 +48,8 @@ def test_create_session_has_the_pages_signature() -> None:
     _self, *options = signature.parameters.values()
     on_page = ["model", "system_prompt", "tools", "max_turns"]
     assert [each.name for each in options[: len(on_page)]] == on_page
-    assert {each.kind for each in options} == {inspect.Parameter.KEYWORD_ONLY}
+    assert {each.kind for each in options[: len(on_page)]} == {inspect.Parameter.KEYWORD_ONLY}
+    assert options[-1].kind is inspect.Parameter.VAR_KEYWORD
     assert {each.default for each in options[: len(on_page)]} == {None}
     assert signature.return_annotation == "Session"
 

@@ -37,7 +37,8 @@ def test_the_signature_is_the_pages() -> None:
     assert message.default is inspect.Parameter.empty
     on_page = ["model", "system_prompt", "tools", "max_turns"]
     assert [each.name for each in overrides[: len(on_page)]] == on_page
-    assert {each.kind for each in overrides} == {inspect.Parameter.KEYWORD_ONLY}
+    assert {each.kind for each in overrides[: len(on_page)]} == {inspect.Parameter.KEYWORD_ONLY}
+    assert overrides[-1].kind is inspect.Parameter.VAR_KEYWORD
     assert {each.default for each in overrides[: len(on_page)]} == {None}
     assert signature.return_annotation == "AsyncGenerator[StreamEvent, None]"
 

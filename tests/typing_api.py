@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Generator
 from typing import Any, assert_type
 
+from pydantic import BaseModel
+
+import chucky.sync
 from chucky import (
     Chucky,
     ChuckyError,
@@ -65,7 +68,62 @@ def clients(plain: Callable[[], str]) -> list[Chucky]:
         Chucky(plain),
         Chucky(fetch_token, mcp_servers={"math": create_mcp_server("math", [add])}),
         Chucky(mcp_servers=[create_mcp_server("math", [add])]),
+        Chucky(mcp_servers={"docs": {"url": "https://example.com", "headers": {"X-Key": "k"}}}),
+        Chucky(mcp_servers=[{"name": "files", "command": "mcp-files", "args": ["."]}]),
+        Chucky(max_turns="3"),  # type: ignore[arg-type]
+        Chucky(max_turn=3),  # type: ignore[call-arg]
+        Chucky(permission_mode="yolo"),  # type: ignore[arg-type]
+        Chucky(resume="an-id"),  # type: ignore[call-arg]
     ]
+
+
+class Point(BaseModel):
+    """Be the form of an answer."""
+
+    x: int
+
+
+def options(client: Chucky) -> list[Session]:
+    """Give the options of a session, right and wrong."""
+    return [
+        client.create_session(
+            output_format=Point,
+            include_partial_messages=True,
+            max_budget_usd=0.5,
+            max_thinking_tokens=4000,
+            fallback_model="haiku",
+            permission_mode="plan",
+            agents={"critic": {"description": "Finds faults", "prompt": "Find faults."}},
+            env={"LANG": "C"},
+            setting_sources=["project"],
+            vessel="box",
+            betas=[],
+            resume="an-id",
+            fork_session=True,
+        ),
+        client.create_session(output_format={"type": "object"}, allowed_tools=("Read",)),
+        client.create_session(output_format="json"),  # type: ignore[arg-type]
+        client.create_session(betas=[1]),  # type: ignore[list-item]
+        client.create_session(max_turn=3),  # type: ignore[call-arg]
+    ]
+
+
+def use_blocking_client(token: str) -> None:
+    """Use everything of the blocking twin."""
+    with chucky.sync.Chucky(token, url="ws://localhost/ws", vessel="box") as client:
+        assert_type(client, chucky.sync.Chucky)
+        assert_type(client.prompt("Hello", tools=[add], output_format=Point), PromptResult)
+        assert_type(client.stream("Hello", max_turns=3), Generator[StreamEvent, None, None])
+        client.prompt("Hello", max_turn=3)  # type: ignore[call-arg]
+        with client.create_session(resume="an-id") as session:
+            assert_type(session, chucky.sync.Session)
+            session.send("Hello")
+            session.send(5)  # type: ignore[arg-type]
+            assert_type(session.stream(), Generator[Message, None, None])
+            assert_type(list(session.receive()), list[Message])
+            session.interrupt()
+            assert_type(session.session_id, str)
+    chucky.sync.Chucky(max_turn=3)  # type: ignore[call-arg]
 
 
 async def use_client(client: Chucky) -> None:

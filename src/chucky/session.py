@@ -83,6 +83,7 @@ class Session:
         self._on_close = on_close
         self._session_id = ""
         self._server_capabilities: frozenset[str] = frozenset()
+        self._introduced = asyncio.Event()
         self._max_frame_bytes = MAX_FRAME_BYTES  # until the server says how much it takes
         self._connection: Connection | None = None
         self._connecting = asyncio.Lock()
@@ -165,11 +166,23 @@ class Session:
         Raises:
             SessionError: This server cannot interrupt a turn (the hosted one cannot).
         """
-        if self._current is None or self._connection is None:
+        turn = self._current
+        if turn is None or self._connection is None:
+            return
+        await self._wait_introduced()
+        if turn is not self._current:
             return
         if wire.INTERRUPT not in self._server_capabilities:
             raise SessionError("This server cannot interrupt a turn; close the session to stop it.")
         await self._connection.send(wire.control_frame("interrupt"))
+
+    async def _wait_introduced(self) -> None:
+        """Wait until the server has said what it can, or shows that it says nothing about it."""
+        try:
+            async with asyncio.timeout(INTERRUPT_TIMEOUT_SECONDS):
+                await self._introduced.wait()
+        except TimeoutError:
+            pass  # then it cannot
 
     async def close(self) -> None:
         """Close the session; a running turn is stopped. May be called more than once.
@@ -279,6 +292,7 @@ class Session:
         """Make ``error`` what everything from now on raises; only the first one counts."""
         if self._failure is None:
             self._failure = error
+        self._introduced.set()
         for turn in [self._current, *self._queued]:
             if turn is not None:
                 turn.fail(self._failure)
@@ -332,6 +346,7 @@ class Session:
                 pass
 
     async def _on_message(self, message: dict[str, Any]) -> None:
+        self._introduced.set()
         session_id = message.get("session_id")
         if isinstance(session_id, str) and session_id:
             self._session_id = session_id
@@ -372,6 +387,7 @@ class Session:
             named = data.get("capabilities")
             if isinstance(named, list):
                 self._server_capabilities = frozenset(map(str, named))
+            self._introduced.set()
         elif action == "close":
             raise ChuckyConnectionError("The server closed the session.")
 

@@ -21,8 +21,8 @@ from chucky.cli.options import (
 from chucky.errors import ChuckyError
 
 if TYPE_CHECKING:
-    from chucky.cli.background import BackgroundLoop
     from chucky.cli.terminal import Transcript
+    from chucky.loopthread import LoopThread
     from chucky.session import Session
 
 _TOKEN_SECONDS = 86_400
@@ -44,16 +44,16 @@ def chat(
     the answer that is being given; at the prompt Ctrl-C, Ctrl-D and /exit end.
     """
     from chucky import Chucky
-    from chucky.cli.background import BackgroundLoop
     from chucky.cli.target import server_url, user_token
     from chucky.cli.terminal import Transcript
+    from chucky.loopthread import LoopThread
 
     settings = load_settings(config, db=db)
     address = server_url(settings, url)
     bearer = user_token(settings, address, token, _TOKEN_SECONDS)
     client = Chucky(bearer, url=address, include_partial_messages=True)
     session = client.create_session(model=model, system_prompt=system_prompt, max_turns=max_turns)
-    with BackgroundLoop() as loop:
+    with LoopThread() as loop:
         try:
             _Conversation(loop, session, Transcript()).run()
         finally:
@@ -66,7 +66,7 @@ class _Conversation:
     That way the connection is kept alive also while nobody types.
     """
 
-    def __init__(self, loop: BackgroundLoop, session: Session, transcript: Transcript) -> None:
+    def __init__(self, loop: LoopThread, session: Session, transcript: Transcript) -> None:
         self._loop = loop
         self._session = session
         self._transcript = transcript
@@ -114,7 +114,7 @@ class _Conversation:
             turn.result()
         except KeyboardInterrupt:
             self._interrupted = True
-            self._loop.run(self._interrupt(), _INTERRUPT_SECONDS)
+            self._loop.run(self._interrupt())
             turn.result()
 
     async def _turn(self, line: str) -> None:
@@ -123,7 +123,10 @@ class _Conversation:
             self._transcript.show(message, interrupted=self._interrupted)
 
     async def _interrupt(self) -> None:
+        import asyncio
+
         try:
-            await self._session.interrupt()
+            async with asyncio.timeout(_INTERRUPT_SECONDS):
+                await self._session.interrupt()
         except ChuckyError as error:
             typer.echo(f"Error: {error}", err=True)

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, ParamSpec, Unpack
 
-from chucky.errors import ChuckyConnectionError, ValidationError
+from chucky.errors import ChuckyConnectionError, ChuckyError, ValidationError
 from chucky.messages import Message, PromptResult, StreamEvent
 from chucky.options import (
     DEFAULT_MODEL,
@@ -23,9 +23,8 @@ from chucky.options import (
     overridden,
 )
 from chucky.session import Content, Session
+from chucky.sessionlog import logger
 from chucky.tools import Tool
-
-logger = logging.getLogger("chucky")
 
 P = ParamSpec("P")
 
@@ -246,10 +245,24 @@ class Chucky:
                     yield event
 
     async def close(self) -> None:
-        """Close every session that is still open."""
+        """Close every session that is still open.
+
+        Raises:
+            SessionError: A session is in use on another event loop; the others are closed.
+        """
+        errors: list[ChuckyError] = []
         async with asyncio.TaskGroup() as closing:
             for session in list(self._sessions):
-                closing.create_task(session.close())
+                closing.create_task(_close(session, errors))
+        if errors:
+            raise errors[0]
+
+
+async def _close(session: Session, errors: list[ChuckyError]) -> None:
+    try:
+        await session.close()
+    except ChuckyError as error:  # which must not keep the others from being closed
+        errors.append(error)
 
 
 def _events(message: Message) -> list[StreamEvent]:

@@ -33,8 +33,7 @@ from chucky.errors import (
     error_from_wire,
 )
 from chucky.options import TokenSource, without_secrets
-
-logger = logging.getLogger("chucky")
+from chucky.sessionlog import FrameLog
 
 # The library writes whole requests to its log when it may, and the token is in them.
 _library_logger = logging.getLogger("chucky.websockets")
@@ -63,7 +62,7 @@ class Connection:
         self._reading = asyncio.Lock()
         self._is_ready = False
         self._received_frames = 0
-        self.debug = False
+        self._frame_log: FrameLog | None = None
 
     @classmethod
     async def open(
@@ -74,7 +73,7 @@ class Connection:
         init: Mapping[str, Any],
         timeout: float,
         keepalive_interval: float,
-        debug: bool = False,
+        frame_log: FrameLog | None = None,
     ) -> Connection:
         """Connect, send ``init`` and wait until the server is ready.
 
@@ -89,7 +88,7 @@ class Connection:
             timeout: Seconds for getting the token, again for connecting, and again for the
                 server to become ready.
             keepalive_interval: Seconds between two pings.
-            debug: Log every frame.
+            frame_log: Where every frame is logged, if anywhere.
 
         Raises:
             ChuckyConnectionError: The server cannot be reached or closed the connection.
@@ -100,10 +99,13 @@ class Connection:
             ValidationError: There is no usable token.
         """
         address = without_secrets(url)
-        target, headers = _credentials(url, await _ask(token, timeout), init.get("vessel"))
+        bearer = await _ask(token, timeout)
+        if frame_log is not None:
+            frame_log.hide(bearer)
+        target, headers = _credentials(url, bearer, init.get("vessel"))
         socket = await _connect(target, headers, address, timeout)
         connection = cls(socket, address, keepalive_interval)
-        connection.debug = debug
+        connection._frame_log = frame_log
         try:
             async with asyncio.timeout(timeout):
                 await connection._handshake(init)
@@ -142,8 +144,8 @@ class Connection:
         When the connection has ended, nothing happens: :meth:`receive` says why it ended, after
         what the server said last and nobody has read yet. That is often the better reason.
         """
-        if self.debug:
-            logger.debug("> %s", frame)
+        if self._frame_log is not None:
+            self._frame_log.sent(frame)
         try:
             await self._socket.send(frame)
         except ConnectionClosed:
@@ -164,8 +166,8 @@ class Connection:
         except ConnectionClosed as closed:
             raise self._lost(closed) from closed
         self._received_frames += 1
-        if self.debug:
-            logger.debug("< %s", text)
+        if self._frame_log is not None:
+            self._frame_log.received(text)
         try:
             return wire.parse_server_frame(text)
         except wire.FrameError as error:

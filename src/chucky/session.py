@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -23,11 +22,10 @@ from chucky.errors import (
 from chucky.messages import Message, PromptResult, result_from_error, result_from_wire
 from chucky.options import ChuckyOptions, PromptOptions, check_text, chosen, init_options
 from chucky.outputformat import OutputFormat
+from chucky.sessionlog import FrameLog, SessionLog
 from chucky.tools import Tool, ToolResult, call_tool, error_result
 from chucky.toolservers import ToolServers
 from chucky.turn import Turn, TurnStream
-
-logger = logging.getLogger("chucky")
 
 Args = TypeVarTuple("Args")
 
@@ -81,12 +79,14 @@ class Session:
         output_format = chosen("output_format", options, self.session_options)
         self._output_format = None if output_format is None else OutputFormat.of(output_format)
         self._on_close = on_close
+        self._log = SessionLog()
         self._session_id = ""
         self._server_capabilities: frozenset[str] = frozenset()
         self._introduced = asyncio.Event()
         self._max_frame_bytes = MAX_FRAME_BYTES  # until the server says how much it takes
         self._connection: Connection | None = None
         self._connecting = asyncio.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._opening: asyncio.Timeout | None = None
         self._runner: asyncio.Task[None] | None = None
         self._tasks: asyncio.TaskGroup | None = None
@@ -166,6 +166,7 @@ class Session:
         Raises:
             SessionError: This server cannot interrupt a turn (the hosted one cannot).
         """
+        self._check_loop()
         turn = self._current
         if turn is None or self._connection is None:
             return
@@ -189,14 +190,24 @@ class Session:
 
         Running tools are cancelled. Only a tool that itself closes the session runs on, and
         for it ``close()`` returns without waiting for the end.
+
+        Raises:
+            SessionError: The session is in use on another event loop.
         """
+        if self._loop is not None and self._loop.is_closed():
+            self._leave()  # all that ran has ended with its loop
+            return
+        self._check_loop()
         if not self._closed:
-            self._closed = True
+            self._leave()
             self._fail(SessionError("The session was closed."))
-            if self._on_close is not None:
-                self._on_close(self)
             await self._stop()
         await self._wait_stopped()
+
+    def _leave(self) -> None:
+        self._closed = True
+        if self._on_close is not None:
+            self._on_close(self)
 
     async def _stop(self) -> None:
         """Close the connection, or end connecting; everything else ends with it."""
@@ -215,13 +226,24 @@ class Session:
             return  # the runner waits for this tool
         _done, pending = await asyncio.wait([self._runner], timeout=CLOSE_TIMEOUT_SECONDS)
         if pending:
-            logger.warning("session %s: a tool does not end; it is left", self._session_id)
+            self._log.warning("session %s: a tool does not end; it is left", self._session_id)
 
     def _check_usable(self) -> None:
         if self._closed:
             raise SessionError("This session is closed; make a new one with create_session().")
+        self._check_loop()
         if self._failure is not None:
             raise self._failure.with_traceback(None)
+
+    def _check_loop(self) -> None:
+        """Refuse another event loop than the first: what is awaited there might never come."""
+        running = asyncio.get_running_loop()
+        self._loop = self._loop or running
+        if self._loop is not running:
+            raise SessionError(
+                "This session belongs to the event loop it was first used on, and this is another "
+                "one; do all with a session in one asyncio.run(), or use chucky.sync."
+            )
 
     async def _connect(self) -> None:
         async with self._connecting:
@@ -237,7 +259,7 @@ class Session:
                         init=self._init,
                         timeout=self.options.timeout,
                         keepalive_interval=self.options.keepalive_interval,
-                        debug=self.debug,
+                        frame_log=FrameLog(self._log) if self.debug else None,
                     )
             except TimeoutError:
                 self._check_usable()
@@ -277,7 +299,7 @@ class Session:
         except ChuckyError as error:
             self._fail(error)
         except Exception as error:  # a fault of ours must reach the application, not vanish
-            logger.exception("session %s: the client failed", self._session_id)
+            self._log.exception("session %s: the client failed", self._session_id)
             self._fail(SessionError(f"The client failed: {error!r}"))
         else:
             return
@@ -301,6 +323,7 @@ class Session:
         self._queued.clear()
 
     def _take_turn(self) -> Turn:
+        self._check_loop()
         if not self._untaken:
             self._check_usable()
             raise SessionError("There is nothing to stream: call send() first.")
@@ -341,18 +364,16 @@ class Session:
             case wire.Control(action, data):
                 self._on_control(action, data)
             case wire.Unknown(kind):
-                logger.debug("session %s: ignored a frame of type %r", self._session_id, kind)
+                self._log.debug("session %s: ignored a frame of type %r", self._session_id, kind)
             case wire.Pong():
                 pass
 
     async def _on_message(self, message: dict[str, Any]) -> None:
         self._introduced.set()
-        session_id = message.get("session_id")
-        if isinstance(session_id, str) and session_id:
-            self._session_id = session_id
+        self._learn_id(message.get("session_id"))
         turn = self._current
         if turn is None:
-            logger.debug("session %s: a message outside any turn", self._session_id)
+            self._log.debug("session %s: a message outside any turn", self._session_id)
         elif message.get("type") == "result":
             result = result_from_wire(message)
             if self._output_format is not None:
@@ -360,6 +381,10 @@ class Session:
             await self._end_turn(turn, result)
         else:
             turn.put(Message(message))
+
+    def _learn_id(self, session_id: object) -> None:
+        if isinstance(session_id, str) and session_id:
+            self._session_id = self._log.session_id = session_id
 
     async def _end_turn(self, turn: Turn, result: PromptResult) -> None:
         if result.get("subtype") == "error":
@@ -378,9 +403,7 @@ class Session:
 
     def _on_control(self, action: str, data: dict[str, Any]) -> None:
         if action == "session_info":
-            session_id = data.get("sessionId")
-            if isinstance(session_id, str) and session_id:
-                self._session_id = session_id
+            self._learn_id(data.get("sessionId"))
             limit = data.get("maxFrameBytes")
             if isinstance(limit, int):
                 self._max_frame_bytes = limit

@@ -316,8 +316,8 @@ async def test_debug_logs_every_frame_and_never_the_token(
         await use(client)
     assert logging.getLogger("chucky").level == logging.DEBUG
     said = [record.getMessage() for record in caplog.records if record.name == "chucky"]
-    assert [line for line in said if "capital of France" in line and line.startswith("> ")]
-    assert [line for line in said if "Paris." in line and line.startswith("< ")]
+    assert [line for line in said if "capital of France" in line and " > " in line]
+    assert [line for line in said if "Paris." in line and " < " in line]
     assert server.token not in caplog.text
 
 

@@ -191,23 +191,41 @@ def interrupt_here() -> Callable[[], str]:
     return press
 
 
-def test_ctrl_c_ends_waiting_and_the_client_stays_usable(
-    client: Chucky, interrupt_here: Callable[[], str]
+@pytest.mark.parametrize("call", ["prompt", "stream"])
+def test_ctrl_c_stops_the_turn_of_a_call(
+    client: Chucky, interrupt_here: Callable[[], str], call: str
 ) -> None:
-    asked = say({"tools": [{"name": "press"}]}, FOREVER)
+    waiting, stopped = threading.Event(), threading.Event()
+
+    @tool("wait", "Waits")
+    async def wait() -> None:
+        waiting.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
+
+    @tool("press", "Presses Ctrl-C")
+    def press() -> str:
+        assert waiting.wait(WAIT_SECONDS)
+        return interrupt_here()
+
+    asked = say({"tools": [{"name": "wait"}, {"name": "press"}]})
+    with pytest.raises(KeyboardInterrupt):
+        list(getattr(client, call)(asked, tools=[wait, press]))
+    assert stopped.wait(WAIT_SECONDS)
+    assert client.prompt("What is 2 + 2?").result == "2 + 2 = 4."
+
+
+def test_ctrl_c_leaves_a_session_usable(client: Chucky, interrupt_here: Callable[[], str]) -> None:
     press = tool("press", "Presses Ctrl-C")(interrupt_here)
-    with pytest.raises(KeyboardInterrupt):
-        client.prompt(asked, tools=[press])
-    with pytest.raises(KeyboardInterrupt):
-        list(client.stream(asked, tools=[press]))
     with client.create_session(tools=[press]) as session:
-        session.send(asked)
+        session.send(say({"tools": [{"name": "press"}]}, FOREVER))
         with pytest.raises(KeyboardInterrupt):
             list(session.stream())
         session.interrupt()
         session.send("What is 2 + 2?")
         assert list(session.stream())[-1].result == "2 + 2 = 4."
-    assert client.prompt("What is 2 + 2?").result == "2 + 2 = 4."
 
 
 # ---- closing ---------------------------------------------------------------------------------

@@ -12,14 +12,15 @@ import json
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, SupportsFloat, TypedDict, get_args
 from urllib.parse import urlsplit, urlunsplit
 
 from chucky.errors import ValidationError
 from chucky.outputformat import OutputFormat, OutputFormatSource
 
 if TYPE_CHECKING:
+    from decimal import Decimal
+
     from chucky.tools import Tool
     from chucky.toolservers import McpServers
 
@@ -298,13 +299,13 @@ def _check_count(name: str, count: object) -> None:
 
 
 def _check_dollars(name: str, dollars: object) -> None:
-    is_number = isinstance(dollars, int | float | Decimal) and not isinstance(dollars, bool)
+    is_number = isinstance(dollars, SupportsFloat) and not isinstance(dollars, bool)
     try:
         is_amount = is_number and 0 < float(dollars) < math.inf  # type: ignore[arg-type]
     except (OverflowError, ValueError):  # too large for a float; a Decimal that signals
         is_amount = False
     if not is_amount:
-        raise ValidationError(f"{name} must be more than 0 dollars, not {dollars!r}.")
+        raise ValidationError(f"{name} must be more than 0 dollars, not {dollars!r:.80}.")
 
 
 def _check_flag(name: str, flag: object) -> None:

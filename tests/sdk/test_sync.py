@@ -14,7 +14,6 @@ import types
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -231,18 +230,18 @@ def test_ctrl_c_leaves_a_session_usable(client: Chucky, interrupt_here: Callable
 # ---- closing ---------------------------------------------------------------------------------
 
 
-def threads_of(client: Chucky) -> list[threading.Thread]:
-    """The thread of a client that has been used, found by what it is called."""
-    with suppress(SessionError):
-        list(client.create_session().stream())
-    return [each for each in threading.enumerate() if each.name == "chucky"]
+def thread_started_by(call: Callable[..., object], *arguments: Any) -> threading.Thread:
+    """Make the first call of a client, and return the thread that its loop has got."""
+    before = set(threading.enumerate())
+    call(*arguments)
+    [thread] = [t for t in threading.enumerate() if t.name == "chucky" and t not in before]
+    return thread
 
 
 def test_closing_ends_the_thread_and_may_be_repeated(server: Server) -> None:
     client = Chucky(server.token("sync"), server.url)
     session = client.create_session()
-    session.send("Hello")
-    [thread] = threads_of(client)
+    thread = thread_started_by(session.send, "Hello")
     session.close()
     session.close()
     client.close()
@@ -296,8 +295,7 @@ def test_closing_from_another_thread_ends_a_prompt(client: Chucky) -> None:
 def test_a_client_that_is_dropped_closes_itself(server: Server) -> None:
     client = Chucky(server.token("sync"), server.url)
     session = client.create_session()
-    session.send("Hello")
-    [thread] = threads_of(client)
+    thread = thread_started_by(session.send, "Hello")
     dropped = weakref.ref(client)
 
     del client

@@ -6,8 +6,12 @@ import json
 import os
 import queue
 import re
+import secrets
+import shutil
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import hypothesis
+import psycopg
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
 
@@ -96,7 +101,7 @@ def seed() -> int:
 
 def _outside_settings() -> list[str]:
     """Name what the caller's shell could change a test with, or make it spend money."""
-    pattern = re.compile(r"(CHUCKY|ANTHROPIC|CLAUDE)_.*|.*_proxy", re.IGNORECASE)
+    pattern = re.compile(r"(CHUCKY|ANTHROPIC|CLAUDE)_.*|PG[A-Z]+|.*_proxy", re.IGNORECASE)
     return [name for name in os.environ if pattern.fullmatch(name)]
 
 
@@ -127,6 +132,117 @@ def _no_blocking_calls(
     _watched_loop.deactivate()
     yield
     _watched_loop.activate()
+
+
+# --- PostgreSQL -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PostgresServer:
+    """A running PostgreSQL server, set up as in production: it syncs, and asks for a password."""
+
+    programs: Path
+    directory: Path
+    port: int
+    password: str = field(repr=False)
+
+    def url(self, database: str = "postgres", *, password: str | None = None) -> str:
+        """The address of a database, with the password."""
+        return f"postgresql://tests:{password or self.password}@127.0.0.1:{self.port}/{database}"
+
+    def execute(self, statement: str, database: str = "postgres") -> None:
+        """Run a statement as the owner of everything."""
+        with psycopg.connect(self.url(database), autocommit=True) as connection:
+            connection.execute(statement.encode())
+
+    def create_database(self) -> str:
+        """Create an empty database and return its address."""
+        name = f"test_{secrets.token_hex(8)}"
+        self.execute(f"CREATE DATABASE {name}")
+        return self.url(name)
+
+    def drop_database(self, url: str) -> None:
+        """Drop a database, whoever is using it."""
+        self.execute(f"DROP DATABASE {url.rpartition('/')[2]} WITH (FORCE)")
+
+
+def _postgres_programs() -> Path | None:
+    """Find where ``initdb`` and ``pg_ctl`` are; Debian leaves them out of the path."""
+    found = [Path(name).parent for name in filter(None, [shutil.which("initdb")])]
+    debian = Path("/usr/lib/postgresql").glob("*/bin/initdb")
+    found += [path.parent for path in sorted(debian, key=lambda path: int(path.parts[-3]))]
+    return found[-1] if found else None
+
+
+@pytest.fixture(scope="session")
+def _running_postgres() -> Iterator[PostgresServer]:
+    programs = _postgres_programs()
+    assert programs
+    with tempfile.TemporaryDirectory(prefix="chucky-postgres-") as name:
+        server = PostgresServer(programs, Path(name), _free_port(), secrets.token_hex(16))
+        if os.geteuid() == 0:
+            shutil.chown(name, "postgres", "postgres")
+        (server.directory / "password").write_text(server.password)
+        _run_postgres(
+            server,
+            "initdb",
+            "--username=tests",
+            "--pwfile=password",
+            "--auth=scram-sha-256",
+            "--encoding=UTF8",
+            "--locale=C",
+            "--pgdata=data",
+        )
+        options = f"-p {server.port} -k {name} -c listen_addresses=127.0.0.1 -c max_connections=200"
+        _run_postgres(server, "pg_ctl", "start", "-w", "-D", "data", "-l", "log", "-o", options)
+        try:
+            yield server
+        finally:
+            _run_postgres(server, "pg_ctl", "stop", "-w", "-D", "data", "-m", "immediate")
+
+
+def _run_postgres(server: PostgresServer, program: str, *arguments: str) -> None:
+    user = "postgres" if os.geteuid() == 0 else None  # it refuses to run as root
+    # Not a pipe: the server would inherit it and hold it open.
+    with (server.directory / "output").open("w+") as output:
+        done = subprocess.run(
+            [server.programs / program, *arguments],
+            cwd=server.directory,
+            user=user,
+            group=user,
+            env={"PATH": os.environ["PATH"], "LC_ALL": "C"},
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            timeout=START_SECONDS,
+        )
+        output.seek(0)
+        assert done.returncode == 0, f"{program} {arguments} failed: {output.read()}"
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture
+def postgres(
+    require_part: Callable[[str, bool, str], None], request: pytest.FixtureRequest
+) -> PostgresServer:
+    """A PostgreSQL server for the whole run."""
+    require_part("PostgreSQL", _postgres_programs() is not None, "scripts/parts installs it")
+    server = request.getfixturevalue("_running_postgres")
+    assert isinstance(server, PostgresServer)
+    return server
+
+
+@pytest.fixture
+def postgres_url(postgres: PostgresServer) -> Iterator[str]:
+    """The address of an empty database of this test's own."""
+    url = postgres.create_database()
+    yield url
+    postgres.drop_database(url)
 
 
 # --- real processes ---------------------------------------------------------------------------

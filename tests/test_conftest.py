@@ -8,8 +8,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import psycopg
 import pytest
+
+if TYPE_CHECKING:
+    from tests.conftest import PostgresServer
 
 HERE = Path(__file__).resolve().parent
 
@@ -37,7 +42,8 @@ def test_with_a_part_that_is_there(require_part):
 
 
 def test_environment():
-    assert not [name for name in os.environ if name.startswith(("CHUCKY_", "ANTHROPIC_"))]
+    outside = ("CHUCKY_", "ANTHROPIC_", "PG")
+    assert not [name for name in os.environ if name.startswith(outside)]
     assert "https_proxy" not in os.environ
 
 
@@ -95,6 +101,7 @@ def at_home(tmp_path_factory: pytest.TempPathFactory) -> str:
         CHUCKY_URL="ws://192.0.2.1/ws",
         ANTHROPIC_BASE_URL="https://192.0.2.1",
         https_proxy="http://192.0.2.1:3128",
+        PGHOST="192.0.2.1",
     )
 
 
@@ -145,3 +152,13 @@ def test_the_last_line_is_the_count_of_pytest(at_home: str) -> None:
     assert re.fullmatch(
         r"=+ 1 failed, 5 passed, 1 skipped in [\d.]+s =+", at_home.strip().splitlines()[-1]
     )
+
+
+def test_the_postgresql_server_of_the_tests_is_durable_and_asks_for_the_password(
+    postgres: PostgresServer, postgres_url: str
+) -> None:
+    with psycopg.connect(postgres_url) as connection:
+        for setting in ("fsync", "synchronous_commit", "full_page_writes"):
+            assert connection.execute(f"SHOW {setting}".encode()).fetchone() == ("on",)
+    with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+        psycopg.connect(postgres.url(password="wrong"))

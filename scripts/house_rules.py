@@ -37,6 +37,7 @@ _ONE_HOME = {
     "genai_prices",
     "mcp",
     "psycopg",
+    "psycopg_pool",
     "sqlite3",
 }
 _VAGUE_NAMES = {"common", "helper", "helpers", "misc", "types", "util", "utils"}

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -302,6 +302,15 @@ def server(chucky_command: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
             hmac_key=project["hmacKey"],
             db=db,
         )
+
+
+RunServer = Callable[[list[str], Path], AbstractContextManager[str]]
+
+
+@pytest.fixture(scope="session")
+def run_server() -> RunServer:
+    """Run a command in a directory: ``with run_server(command, directory) as host_and_port``."""
+    return _running
 
 
 @pytest.fixture(scope="session")

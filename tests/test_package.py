@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 REFUSE_EXTRAS = """
 import sys
 
-EXTRAS = {"anthropic", "click", "genai_prices", "httpx", "httpx2", "rich", "sqlite3", "starlette",
-          "typer", "uvicorn"}
+EXTRAS = {"anthropic", "click", "genai_prices", "httpx", "httpx2", "psycopg", "psycopg_pool",
+          "rich", "sqlite3", "starlette", "typer", "uvicorn"}
 
 class Refuse:
     def find_spec(self, name, path=None, target=None):

@@ -18,9 +18,11 @@ from typer.testing import CliRunner, Result
 
 from chucky.cli import main as entry
 from chucky.cli.app import app
-from chucky.server.store import SqliteStore
+from chucky.server.postgres_url import PostgresUrl
+from chucky.server.store import Store
 from chucky.tokens import decode_token, verify_token
 
+Db = Path | PostgresUrl
 ENTRY = [sys.executable, "-m", "chucky.cli.main"]
 BUDGET = ("--ai-dollars", "1", "--compute-hours", "1", "--window", "day")
 
@@ -35,12 +37,16 @@ def bare_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture
-def db(tmp_path: Path) -> Path:
-    path = tmp_path / "chucky.db"
-    with closing(SqliteStore.open(path)) as store:
+@pytest.fixture(params=["sqlite", "postgres"])
+def db(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Db:
+    """A database of each kind in turn, as ``--db`` names it; its password is in the environment."""
+    place: Db = tmp_path / "chucky.db"
+    if request.param == "postgres":
+        monkeypatch.setenv("PGPASSWORD", request.getfixturevalue("postgres").password)
+        place = PostgresUrl(str(PostgresUrl(request.getfixturevalue("postgres_url"))))
+    with closing(Store.open(place)) as store:
         store.ensure_default_project()
-    return path
+    return place
 
 
 def chucky(*arguments: object) -> Result:
@@ -63,8 +69,8 @@ def refused(result: Result, exit_code: int = 1) -> str:
     return result.stderr
 
 
-def key_of(db: Path, name: str = "default") -> tuple[str, str]:
-    with closing(SqliteStore.open(db)) as store:
+def key_of(db: Db, name: str = "default") -> tuple[str, str]:
+    with closing(Store.open(db)) as store:
         project = store.find_project(name)
     return project.project_id, project.keys[0].secret
 
@@ -108,7 +114,7 @@ def test_the_real_command_ends_in_one_line_and_the_exit_code_1(tmp_path: Path) -
     )
 
 
-def test_making_a_token_loads_neither_a_server_nor_a_client(db: Path) -> None:
+def test_making_a_token_loads_neither_a_server_nor_a_client(db: Db) -> None:
     program = (
         "import sys; from chucky.cli.main import main\n"
         "try: main()\n"
@@ -161,7 +167,8 @@ def test_the_version_is_that_of_the_package() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "serve", "projects", "projects create", "token", "prompt", "chat", "offline"]
+    "command",
+    ["", "serve", "migrate", "projects", "projects create", "token", "prompt", "chat", "offline"],
 )
 def test_every_command_explains_itself(command: str) -> None:
     text = said(chucky(*command.split(), "--help"))
@@ -190,7 +197,7 @@ def test_wrong_usage_exits_with_2_and_says_how_to_get_help(arguments: tuple[str,
 # --- projects -------------------------------------------------------------------------------
 
 
-def test_creating_a_project_prints_its_id_and_key_as_json(db: Path) -> None:
+def test_creating_a_project_prints_its_id_and_key_as_json(db: Db) -> None:
     text = said(chucky("projects", "create", "acme", "--json", "--db", db))
     assert text.count("\n") == 1
     made = json.loads(text)
@@ -198,7 +205,7 @@ def test_creating_a_project_prints_its_id_and_key_as_json(db: Path) -> None:
     assert (made["projectId"], made["hmacKey"]) == key_of(db, "acme")
 
 
-def test_creating_a_project_prints_its_id_and_key_for_people(db: Path) -> None:
+def test_creating_a_project_prints_its_id_and_key_for_people(db: Db) -> None:
     text = said(chucky("projects", "create", "acme", "--db", db))
     project_id, secret = key_of(db, "acme")
     assert "Created the project acme." in text
@@ -211,7 +218,7 @@ def test_the_first_project_creates_the_database(tmp_path: Path) -> None:
     assert (tmp_path / "new.db").stat().st_mode & 0o777 == 0o600
 
 
-def test_listing_shows_every_project_and_no_secret(db: Path) -> None:
+def test_listing_shows_every_project_and_no_secret(db: Db) -> None:
     chucky("projects", "create", "acme", "--db", db)
     chucky("projects", "rotate-key", "acme", "--keep-old", "--db", db)
     chucky("projects", "disable", "default", "--db", db)
@@ -232,28 +239,28 @@ def test_listing_shows_every_project_and_no_secret(db: Path) -> None:
         assert secret not in text + as_json
 
 
-def test_rotating_prints_the_new_key_and_revokes_the_old_one(db: Path) -> None:
+def test_rotating_prints_the_new_key_and_revokes_the_old_one(db: Db) -> None:
     project_id, old = key_of(db)
     text = said(chucky("projects", "rotate-key", project_id, "--json", "--db", db))
     made = json.loads(text)
     assert made == {"projectId": project_id, "hmacKey": key_of(db)[1]}
     assert made["hmacKey"] != old
-    with closing(SqliteStore.open(db)) as store:
+    with closing(Store.open(db)) as store:
         assert len(store.find_project("default").keys) == 1
     again = said(chucky("projects", "rotate-key", "default", "--db", db))
     assert "All earlier keys are revoked." in again
     assert key_of(db)[1] in again
 
 
-def test_rotating_with_keep_old_revokes_nothing(db: Path) -> None:
+def test_rotating_with_keep_old_revokes_nothing(db: Db) -> None:
     _, old = key_of(db)
     text = said(chucky("projects", "rotate-key", "default", "--keep-old", "--db", db))
     assert "The other keys stay alive." in text
-    with closing(SqliteStore.open(db)) as store:
+    with closing(Store.open(db)) as store:
         assert [key.secret for key in store.find_project("default").keys][1:] == [old]
 
 
-def test_a_disabled_project_makes_no_tokens_until_it_is_enabled(db: Path) -> None:
+def test_a_disabled_project_makes_no_tokens_until_it_is_enabled(db: Db) -> None:
     assert said(chucky("projects", "disable", "default", "--db", db)) == (
         "The project default is disabled.\n"
     )
@@ -266,7 +273,7 @@ def test_a_disabled_project_makes_no_tokens_until_it_is_enabled(db: Path) -> Non
     said(chucky("token", "--user", "alice", *BUDGET, "--db", db))
 
 
-def test_a_policy_is_set_shown_and_cleared(db: Path, tmp_path: Path) -> None:
+def test_a_policy_is_set_shown_and_cleared(db: Db, tmp_path: Path) -> None:
     path = tmp_path / "policy.json"
     path.write_text('{"maxTurns": 3}\n')
     command = ("projects", "policy", "default", "--db", db)
@@ -279,7 +286,7 @@ def test_a_policy_is_set_shown_and_cleared(db: Path, tmp_path: Path) -> None:
     assert "everything is allowed" in said(chucky(*command, "--clear"))
 
 
-def test_a_provider_key_is_read_from_standard_input_and_never_shown(db: Path) -> None:
+def test_a_provider_key_is_read_from_standard_input_and_never_shown(db: Db) -> None:
     secret = secrets.token_urlsafe()
     arguments = [*map(str, ("projects", "provider-key", "default", "--db", db))]
 
@@ -287,7 +294,7 @@ def test_a_provider_key_is_read_from_standard_input_and_never_shown(db: Path) ->
         return CliRunner().invoke(app, [*arguments, *more], input=key)
 
     assert secret not in said(run(key=f"{secret}\n"))
-    with closing(SqliteStore.open(db)) as store:
+    with closing(Store.open(db)) as store:
         assert store.find_project("default").provider_key("anthropic") == secret
     listed = said(chucky("projects", "list", "--json", "--db", db))
     assert secret not in listed
@@ -295,17 +302,17 @@ def test_a_provider_key_is_read_from_standard_input_and_never_shown(db: Path) ->
     for wrong in ("", "\n", "two words\n"):
         assert "key" in refused(run(key=wrong))
     said(run("--remove"))
-    with closing(SqliteStore.open(db)) as store:
+    with closing(Store.open(db)) as store:
         assert store.find_project("default").provider_keys == ()
 
 
 @pytest.mark.parametrize("command", ["rotate-key", "disable", "enable", "policy", "provider-key"])
-def test_a_project_that_does_not_exist_is_told(db: Path, command: str) -> None:
+def test_a_project_that_does_not_exist_is_told(db: Db, command: str) -> None:
     text = refused(chucky("projects", command, "defualt", "--db", db))
     assert "no project 'defualt'; did you mean 'default'?" in text
 
 
-def test_a_name_that_is_taken_or_impossible_is_told(db: Path) -> None:
+def test_a_name_that_is_taken_or_impossible_is_told(db: Db) -> None:
     text = refused(chucky("projects", "create", "default", "--json", "--db", db))
     assert "already a project named 'default'" in text
     assert "is not possible" in refused(chucky("projects", "create", "a b", "--db", db))
@@ -333,7 +340,7 @@ def test_a_database_that_does_not_exist_is_told_and_not_created(
 # --- tokens ---------------------------------------------------------------------------------
 
 
-def test_a_token_carries_what_was_asked_for_alone_on_the_last_line(db: Path) -> None:
+def test_a_token_carries_what_was_asked_for_alone_on_the_last_line(db: Db) -> None:
     project_id, secret = key_of(db)
     text = said(
         chucky(
@@ -351,14 +358,14 @@ def test_a_token_carries_what_was_asked_for_alone_on_the_last_line(db: Path) -> 
     assert "permissions" not in claims
 
 
-def test_a_token_is_good_for_an_hour_and_a_daily_budget_by_default(db: Path) -> None:
+def test_a_token_is_good_for_an_hour_and_a_daily_budget_by_default(db: Db) -> None:
     arguments = ("token", "--user", "alice", "--ai-dollars", "1", "--compute-hours", "1")
     claims = claims_of(said(chucky(*arguments, "--db", db)).strip())
     assert claims["exp"] - claims["iat"] == 3600
     assert claims["budget"]["window"] == "day"
 
 
-def test_a_token_can_limit_models_and_turns(db: Path) -> None:
+def test_a_token_can_limit_models_and_turns(db: Db) -> None:
     limits = ("--model", "haiku", "--model", "sonnet", "--max-turns", "3")
     token = said(chucky("token", "--user", "alice", *BUDGET, *limits, "--db", db)).strip()
     assert claims_of(token)["permissions"] == {
@@ -367,13 +374,13 @@ def test_a_token_can_limit_models_and_turns(db: Path) -> None:
     }
 
 
-def test_a_token_is_signed_with_the_newest_key(db: Path) -> None:
+def test_a_token_is_signed_with_the_newest_key(db: Db) -> None:
     chucky("projects", "rotate-key", "default", "--keep-old", "--db", db)
     token = said(chucky("token", "--user", "alice", *BUDGET, "--db", db)).strip()
     assert verify_token(token, key_of(db)[1])
 
 
-def test_a_token_of_a_named_project_has_its_id(db: Path) -> None:
+def test_a_token_of_a_named_project_has_its_id(db: Db) -> None:
     made = json.loads(said(chucky("projects", "create", "acme", "--json", "--db", db)))
     for project in ("acme", made["projectId"]):
         arguments = ("token", "--user", "alice", *BUDGET, "--project", project)
@@ -391,12 +398,12 @@ def test_the_default_project_is_made_when_a_token_needs_it(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("dollars", [Decimal(-1), Decimal("NaN"), Decimal("Infinity")])
-def test_an_impossible_budget_is_told(db: Path, dollars: Decimal) -> None:
+def test_an_impossible_budget_is_told(db: Db, dollars: Decimal) -> None:
     arguments = ("token", "--user", "alice", f"--ai-dollars={dollars}", "--compute-hours", "1")
     assert "ai_dollars" in refused(chucky(*arguments, "--db", db))
 
 
-def test_an_empty_user_is_told(db: Path) -> None:
+def test_an_empty_user_is_told(db: Db) -> None:
     assert "user_id" in refused(chucky("token", "--user", "", *BUDGET, "--db", db))
 
 
@@ -404,11 +411,12 @@ def test_an_empty_user_is_told(db: Path) -> None:
 
 
 def test_the_database_may_come_from_the_environment_or_the_file(
-    db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    db: Db, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ("token", "--user", "alice", *BUDGET)
     refused(chucky(*arguments))
-    (tmp_path / "chucky.toml").write_text('db = "chucky.db"')
+    name = "chucky.db" if isinstance(db, Path) else str(db)
+    (tmp_path / "chucky.toml").write_text(f'db = "{name}"')
     said(chucky(*arguments))
     (tmp_path / "chucky.toml").rename(tmp_path / "other.toml")
     refused(chucky(*arguments))
@@ -421,7 +429,7 @@ def test_the_database_may_come_from_the_environment_or_the_file(
     "arguments", [("projects", "list"), ("token", "--user", "alice", *BUDGET), ("serve",)]
 )
 def test_wrong_settings_are_told_all_at_once(
-    db: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: tuple[str, ...]
+    db: Db, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: tuple[str, ...]
 ) -> None:
     (tmp_path / "chucky.toml").write_text("prot = 1")
     monkeypatch.setenv("CHUCKY_TOOL_TIMEOUT", "5")
@@ -432,25 +440,34 @@ def test_wrong_settings_are_told_all_at_once(
     assert "did you mean CHUCKY_TOOL_TIMEOUT_SECONDS?" in result.stderr
 
 
-def test_serving_beyond_this_machine_needs_an_explicit_word(db: Path) -> None:
+@pytest.mark.parametrize("form", ["postgresql://alice:{}@db/x", "postgres://db/x?password={}"])
+@pytest.mark.parametrize("command", ["serve", "migrate", "projects list"])
+def test_a_password_that_others_could_read_is_refused(form: str, command: str) -> None:
+    password = secrets.token_hex()
+    text = refused(chucky(*command.split(), "--db", form.format(password)))
+    assert "can read the password in --db; leave it out there" in text
+    assert password not in text
+
+
+def test_serving_beyond_this_machine_needs_an_explicit_word(db: Db) -> None:
     text = refused(chucky("serve", "--host", "0.0.0.0", "--db", db))
     assert "can be reached from other machines" in text
 
 
-def test_a_token_is_not_made_for_a_server_elsewhere(db: Path) -> None:
+def test_a_token_is_not_made_for_a_server_elsewhere(db: Db) -> None:
     url = "wss://chucky.example.org/ws"
     text = refused(chucky("prompt", "Hello", "--url", url, "--db", db))
     assert text == f"Error: A token is needed for '{url}': give one with CHUCKY_TOKEN or --token.\n"
 
 
 def test_an_address_that_cannot_be_known_is_asked_for(
-    db: Path, monkeypatch: pytest.MonkeyPatch
+    db: Db, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CHUCKY_PORT", "0")
     assert "name its address with --url" in refused(chucky("prompt", "Hello", "--db", db))
 
 
-def test_no_error_repeats_a_token(db: Path) -> None:
+def test_no_error_repeats_a_token(db: Db) -> None:
     token = secrets.token_hex()
     result = chucky("prompt", "Hello", "--url", "nonsense", "--token", token, "--db", db)
     assert result.exit_code == 1

@@ -31,7 +31,7 @@ from websockets.exceptions import ConnectionClosed
 from chucky import Chucky
 from chucky.cli.app import app
 from chucky.cli.terminal import Transcript, printable
-from chucky.server.store import SqliteStore
+from chucky.server.store import Store
 from chucky.tokens import create_budget, create_token, decode_token
 
 ENTRY = [sys.executable, "-m", "chucky.cli.main"]
@@ -177,7 +177,7 @@ def test_a_server_says_where_it_listens_and_how_to_make_a_token_and_ends_when_to
     lines = server.wait_for("offline model answers").splitlines()
     assert lines[0].startswith("Listening on ws://127.0.0.1:")
     assert lines[0].endswith("/ws")
-    with closing(SqliteStore.open(db)) as store:
+    with closing(Store.open(db)) as store:
         project = store.find_project("default")
     assert lines[1] == f"Project id: {project.project_id}"
 
@@ -323,7 +323,7 @@ def test_a_token_the_server_refuses_is_told_without_repeating_it(
     server: Server, tmp_path: Path
 ) -> None:
     other = tmp_path / "other.db"
-    with closing(SqliteStore.open(other)) as store:
+    with closing(Store.open(other)) as store:
         store.ensure_default_project()
     token = chucky(
         *("token", "--user", "eve", "--ai-dollars", 1, "--compute-hours", 1, "--db", other)

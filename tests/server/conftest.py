@@ -5,14 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    closing,
+    contextmanager,
+)
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import urlencode
 
+import psycopg
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -24,8 +32,12 @@ from websockets.exceptions import ConnectionClosed
 from chucky import create_budget, create_token
 from chucky.listener import Listener
 from chucky.server.app import serve
+from chucky.server.postgres_url import PostgresUrl
 from chucky.server.settings import Settings
-from chucky.server.store import SqliteStore
+from chucky.server.store import Store, postgres_database
+
+if TYPE_CHECKING:
+    from tests.conftest import PostgresServer
 
 WAIT_SECONDS = 15
 
@@ -126,7 +138,7 @@ class LocalServer:
     """A server in this process, with settings of the test's choice."""
 
     url: str
-    store: SqliteStore
+    store: Store
     project_id: str
     secret: str = field(repr=False)
 
@@ -162,7 +174,7 @@ def start_server(tmp_path: Path) -> StartServer:
         if serving.done():
             serving.result()
         url, project_id = announced.result()
-        store = await asyncio.to_thread(SqliteStore.open, chosen["db"])
+        store = await asyncio.to_thread(Store.open, read.db)
         project = await asyncio.to_thread(store.find_project, project_id)
         try:
             yield LocalServer(url, store, project_id, project.keys[0].secret)
@@ -172,6 +184,98 @@ def start_server(tmp_path: Path) -> StartServer:
             await asyncio.wait([serving], timeout=WAIT_SECONDS)
 
     return start
+
+
+# --- a database of each kind, and ways to it past the store ------------------------------------
+
+
+class Place(Protocol):
+    """An empty database, for behaviour that is the same in all of them."""
+
+    @property
+    def db(self) -> Path | PostgresUrl:
+        """What the settings call it."""
+        ...
+
+    def execute(self, statement: str) -> list[tuple[Any, ...]]:
+        """Run a statement past the store and return the rows it found."""
+        ...
+
+    def outage(self) -> AbstractContextManager[None]:
+        """A time in which nobody can use it."""
+        ...
+
+
+@dataclass(frozen=True)
+class SqlitePlace:
+    """A file."""
+
+    db: Path
+
+    def execute(self, statement: str) -> list[tuple[Any, ...]]:
+        """Run a statement past the store and return the rows it found."""
+        with closing(sqlite3.connect(self.db, isolation_level=None)) as connection:
+            return connection.execute(statement).fetchall()
+
+    @contextmanager
+    def outage(self) -> Iterator[None]:
+        """A time in which the file is not there."""
+        kept = self.db.rename(self.db.with_name("kept"))
+        yield
+        kept.rename(self.db)
+
+
+@dataclass(frozen=True)
+class PostgresPlace:
+    """A database on a server."""
+
+    db: PostgresUrl
+    server: PostgresServer
+
+    @property
+    def name(self) -> str:
+        """What the server calls it."""
+        return self.db.secret_url.rpartition("/")[2]
+
+    def execute(self, statement: str) -> list[tuple[Any, ...]]:
+        """Run a statement past the store and return the rows it found."""
+        url, options = self.db.secret_url, "-c search_path=chucky"
+        with psycopg.connect(url, autocommit=True, options=options) as connection:
+            cursor = connection.execute(statement.encode())
+            return cursor.fetchall() if cursor.description else []
+
+    def cut(self) -> None:
+        """Cut every connection to it."""
+        self.server.execute(
+            f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{self.name}'"
+        )
+
+    @contextmanager
+    def outage(self) -> Iterator[None]:
+        """A time in which the server accepts no connection to it."""
+        self.server.execute(f"ALTER DATABASE {self.name} ALLOW_CONNECTIONS false")
+        self.cut()
+        yield
+        self.server.execute(f"ALTER DATABASE {self.name} ALLOW_CONNECTIONS true")
+
+
+@pytest.fixture
+def postgres_place(
+    postgres: PostgresServer, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> PostgresPlace:
+    """An empty PostgreSQL database."""
+    monkeypatch.setattr(postgres_database, "WAIT_SECONDS", 0.2)  # outages are part of the tests
+    return PostgresPlace(PostgresUrl(postgres_url), postgres)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """An empty database, of each kind in turn."""
+    if request.param == "sqlite":
+        return SqlitePlace(tmp_path / "chucky.db")
+    made = request.getfixturevalue("postgres_place")
+    assert isinstance(made, PostgresPlace)
+    return made
 
 
 # --- a provider whose answers the test decides ------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ import pytest
 
 from chucky import ValidationError, create_budget, create_token
 from chucky.server.policy import read_policy
-from chucky.server.store import SqliteStore
+from chucky.server.store import Store
 
 PROTOCOL = Path(__file__).parents[2] / "docs" / "protocol.md"
 WAIT_SECONDS = 20
@@ -279,7 +278,7 @@ def cases(name: str, option: Option) -> list[Case]:
 
 def projects(path: Path, policies: list[dict[str, Any]]) -> list[tuple[str, str]]:
     """A database with a project for each policy: their ids and keys."""
-    with closing(SqliteStore.open(path)) as store:
+    with closing(Store.open(path)) as store:
         made = []
         for number, policy in enumerate(policies):
             project, key = store.create_project(f"project-{number}")
@@ -369,7 +368,7 @@ async def test_a_running_server_follows_a_policy_and_keeps_to_one_it_cannot_read
         while await reason() != "option_locked":
             pass
         # As a newer version may leave it behind; this one cannot know what it forbids.
-        await asyncio.to_thread(leave_behind, server.store.path, '{"novel": true}')
+        await asyncio.to_thread(leave_behind, server.store, '{"novel": true}')
         while await reason() != "policy_damaged":
             pass
         await asyncio.to_thread(server.store.set_policy, server.project_id, None)
@@ -377,9 +376,9 @@ async def test_a_running_server_follows_a_policy_and_keeps_to_one_it_cannot_read
             pass
 
 
-def leave_behind(path: Path, policy: str) -> None:
+def leave_behind(store: Store, policy: str) -> None:
     """Write a policy without looking at it."""
-    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+    with store.database.writing() as connection:
         connection.execute("UPDATE projects SET policy = ?", (policy,))
 
 

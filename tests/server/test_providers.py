@@ -20,7 +20,7 @@ from starlette.responses import Response, StreamingResponse
 from chucky import ValidationError
 from chucky.server.model.catalog import Catalog
 from chucky.server.model.providers import Providers
-from chucky.server.store import SqliteStore
+from chucky.server.store import Store
 
 WAIT_SECONDS = 20
 MODEL = "claude-sonnet-5-5"
@@ -213,9 +213,9 @@ async def test_a_key_of_another_master_key_is_used_for_nothing(
     start_server: Any, start_provider: Any, dial: Any, tmp_path: Path
 ) -> None:
     def prepare() -> None:
-        with closing(SqliteStore.open(tmp_path / "chucky.db")) as store:
+        with closing(Store.open(tmp_path / "chucky.db")) as store:
             store.ensure_default_project()
-        with closing(SqliteStore.open(tmp_path / "chucky.db", secrets.token_hex(32))) as store:
+        with closing(Store.open(tmp_path / "chucky.db", secrets.token_hex(32))) as store:
             store.set_provider_key("default", "anthropic", secrets.token_urlsafe())
 
     await asyncio.to_thread(prepare)
@@ -230,30 +230,31 @@ async def test_a_key_of_another_master_key_is_used_for_nothing(
 
 def test_sealed_secrets_are_nowhere_in_the_file(tmp_path: Path) -> None:
     path, master, secret = tmp_path / "chucky.db", secrets.token_hex(32), secrets.token_urlsafe()
-    with closing(SqliteStore.open(path, master)) as store:
+    with closing(Store.open(path, master)) as store:
         project, key = store.create_project("acme")
         store.set_provider_key(project, "anthropic", secret)
     written = b"".join(file.read_bytes() for file in tmp_path.iterdir())
     assert secret.encode() not in written
     assert key.secret.encode() not in written
-    with closing(SqliteStore.open(path, master)) as store:
+    with closing(Store.open(path, master)) as store:
         found = store.find_project("acme")
         assert found.keys == (key,)
         assert found.provider_key("anthropic") == secret
         assert secret not in repr(found)
-    with closing(SqliteStore.open(path)) as store:
+    with closing(Store.open(path)) as store:
         assert store.find_project("acme").keys == ()
 
 
 def test_a_sealed_secret_cannot_be_moved_to_another_row(tmp_path: Path) -> None:
     master = secrets.token_hex(32)
-    with closing(SqliteStore.open(tmp_path / "chucky.db", master)) as store:
+    with closing(Store.open(tmp_path / "chucky.db", master)) as store:
         for name in ("rich", "poor"):
             store.create_project(name)
             store.set_provider_key(name, "anthropic", secrets.token_urlsafe())
-        store._main.execute(
-            "UPDATE provider_keys SET secret = (SELECT max(secret) FROM provider_keys)"
-        )
+        with store.database.writing() as connection:
+            connection.execute(
+                "UPDATE provider_keys SET secret = (SELECT max(secret) FROM provider_keys)"
+            )
         opened = [
             key.secret
             for name in ("rich", "poor")

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from chucky.cli import chat, offline, projects, prompt, serve, token
+from chucky.cli import chat, migrate, offline, projects, prompt, serve, token
 from chucky.errors import ChuckyError
 
 
@@ -64,6 +64,7 @@ def root(
 
 app.command("serve")(serve.serve)
 app.add_typer(projects.app, name="projects")
+app.command("migrate")(migrate.migrate)
 app.command("token")(token.token)
 app.command("prompt")(prompt.prompt)
 app.command("chat")(chat.chat)

@@ -7,11 +7,18 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
+from chucky.errors import ValidationError
+from chucky.server.postgres_url import PostgresUrl
 from chucky.server.settings import Settings
 
 DbOption: TypeAlias = Annotated[
-    Path | None,
-    typer.Option("--db", metavar="FILE", help="Database file.", show_default=False),
+    str | None,
+    typer.Option(
+        "--db",
+        metavar="DATABASE",
+        help="Database: a file, or a postgresql:// address without its password.",
+        show_default=False,
+    ),
 ]
 ConfigOption: TypeAlias = Annotated[
     Path | None,
@@ -69,6 +76,13 @@ def load_settings(config: Path | None, **arguments: Any) -> Settings:
     """Read the settings; the arguments are options of the command, ``None`` if not given.
 
     Raises:
-        ValidationError: Some are wrong; all faults are in the message.
+        ValidationError: Some are wrong; all faults are in the message. Or an option has a
+            password in it, which other users of the machine can read.
     """
-    return Settings.load(arguments, config=config)
+    settings = Settings.load(arguments, config=config)
+    if arguments.get("db") and isinstance(settings.db, PostgresUrl) and settings.db.has_password:
+        raise ValidationError(
+            "Other users of this machine can read the password in --db; leave it out there, and "
+            "give it with PGPASSWORD or in ~/.pgpass, or the whole address with CHUCKY_DB."
+        )
+    return settings

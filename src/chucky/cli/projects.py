@@ -14,7 +14,7 @@ import typer
 from chucky.cli.options import ConfigOption, DbOption, JsonOption, load_settings
 from chucky.errors import ValidationError
 from chucky.server.projects import Project, ProjectKey
-from chucky.server.store import SqliteStore, open_store
+from chucky.server.store import Store, open_store
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,7 +28,7 @@ _ProjectArgument: TypeAlias = Annotated[
 
 
 @contextmanager
-def _opened(config: Path | None, db: Path | None, *, create: bool = False) -> Iterator[SqliteStore]:
+def _opened(config: Path | None, db: str | None, *, create: bool = False) -> Iterator[Store]:
     store = open_store(load_settings(config, db=db), create=create)
     try:
         yield store

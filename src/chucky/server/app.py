@@ -12,6 +12,7 @@ import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Protocol
 
 from starlette.applications import Starlette
@@ -126,7 +127,8 @@ def _open_projects(
     settings: Settings, stack: contextlib.ExitStack
 ) -> tuple[ProjectDirectory, Project]:
     """Open the database and return its projects, and the default one among them."""
-    stack.enter_context(ServeLock.acquire(settings.db))
+    if isinstance(settings.db, Path):
+        stack.enter_context(ServeLock.acquire(settings.db))
     store = stack.enter_context(contextlib.closing(open_store(settings)))
     project = store.ensure_default_project()
     return ProjectDirectory(store), project

@@ -19,6 +19,7 @@ from typing import Any, Final, TypeAlias
 from urllib.parse import urlsplit
 
 from chucky.errors import ValidationError
+from chucky.server.postgres_url import PostgresUrl, is_postgres_url
 
 DEFAULT_FILE_NAME: Final = "chucky.toml"
 
@@ -72,7 +73,7 @@ class Settings:
     Attributes:
         host: The address to listen on.
         port: The port to listen on; 0 takes a free one.
-        db: The database file.
+        db: The database: a file, or the address of a PostgreSQL database.
         upstream_url: Where the Messages API is, when it is not at Anthropic.
         anthropic_api_key: The provider key; without it (and without ``upstream_url``) the
             offline model answers. Left out of ``repr``.
@@ -99,7 +100,7 @@ class Settings:
 
     host: str = "127.0.0.1"
     port: int = 8787
-    db: Path = field(default_factory=default_db_path)
+    db: Path | PostgresUrl = field(default_factory=default_db_path)
     upstream_url: str | None = None
     anthropic_api_key: str | None = field(default=None, repr=False)
     allow_remote: bool = False
@@ -326,6 +327,18 @@ def _read_path(given: _Given) -> Path:
         raise ValueError(f"names a home directory that is not there: {str(value)!r}") from error
 
 
+def _read_database(given: _Given) -> Path | PostgresUrl:
+    # No address is part of a fault: there may be a password in it.
+    value = given.value
+    if isinstance(value, PostgresUrl):
+        return value
+    if isinstance(value, str) and is_postgres_url(value.strip()):
+        return PostgresUrl(value.strip())
+    if isinstance(value, str) and "://" in value:
+        raise ValueError("must be a file, or an address that begins with postgresql://")
+    return _read_path(given)
+
+
 def _read_file(given: _Given) -> Path:
     path = _read_path(given)
     if not os.path.isfile(path):  # noqa: PTH113 (Path.is_file raises where this says no)
@@ -420,7 +433,7 @@ def _seconds(least: float, most: float) -> _Reader:
 _READERS: Final[Mapping[str, _Reader]] = {
     "host": _read_host,
     "port": _whole(0, 65_535),
-    "db": _read_path,
+    "db": _read_database,
     "upstream_url": _read_url,
     "anthropic_api_key": _read_secret,
     "allow_remote": _read_flag,

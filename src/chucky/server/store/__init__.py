@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
+from chucky.errors import ValidationError
 from chucky.server.ledger.rows import LedgerRows
 from chucky.server.settings import Settings
-from chucky.server.store.files import require_database
+from chucky.server.store.database import now_ms
 from chucky.server.store.lock import ServeLock
-from chucky.server.store.sqlite import SqliteStore
-from chucky.server.store.sqlite_file import now_ms
+from chucky.server.store.opening import missing_migrations
+from chucky.server.store.projects import Store
 from chucky.server.store.sqlite_ledger import SqliteLedgerRows
 
-__all__ = ["ServeLock", "SqliteStore", "open_ledger", "open_store"]
+__all__ = ["ServeLock", "Store", "missing_migrations", "open_ledger", "open_store"]
 
 
 def open_ledger(settings: Settings, clock_ms: Callable[[], int] = now_ms) -> LedgerRows:
@@ -23,21 +25,24 @@ def open_ledger(settings: Settings, clock_ms: Callable[[], int] = now_ms) -> Led
         clock_ms: The time, in milliseconds since 1970.
 
     Raises:
-        ValidationError: It cannot be opened.
+        ValidationError: It cannot be opened, or is not in a file.
     """
+    if not isinstance(settings.db, Path):
+        raise ValidationError(
+            "The ledger cannot be kept in PostgreSQL yet: use a file, or have no budgets kept "
+            "(ledger = false)."
+        )
     return SqliteLedgerRows.open(settings.db, clock_ms)
 
 
-def open_store(settings: Settings, *, create: bool = True) -> SqliteStore:
+def open_store(settings: Settings, *, create: bool = True) -> Store:
     """Open the store the settings name. Blocks, for milliseconds as a rule.
 
     Args:
         settings: Where the store is.
-        create: Whether to create a database that does not exist.
+        create: Whether to create a file that is not there, or tables in an empty database.
 
     Raises:
         ValidationError: It cannot be opened, or does not exist and is not to be created.
     """
-    if not create:
-        require_database(settings.db)
-    return SqliteStore.open(settings.db, settings.master_key)
+    return Store.open(settings.db, settings.master_key, create=create)

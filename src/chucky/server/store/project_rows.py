@@ -1,6 +1,7 @@
-"""Projects and their keys as rows of the SQLite file: the statements, and what is made of them.
+"""Projects and their keys as rows: the statements, and what is made of them.
 
-Which of them form one transaction is decided by :mod:`chucky.server.store.sqlite`.
+The statements are the same for every database. Which of them form one transaction is decided by
+:mod:`chucky.server.store.projects`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from chucky.errors import ChuckyError, ValidationError
 from chucky.server.policy import ProjectPolicy, read_policy
 from chucky.server.projects import Project, ProjectKey, ProviderKey
 from chucky.server.store.cipher import Cipher
-from chucky.server.store.sqlite_file import Connection, now_ms
+from chucky.server.store.database import Connection, now_ms
 
 logger = logging.getLogger("chucky.server")
 
@@ -50,6 +51,7 @@ DO UPDATE SET secret = excluded.secret, created_ms = excluded.created_ms
 _DELETE_PROVIDER_KEY: Final = "DELETE FROM provider_keys WHERE project_id = ? AND provider = ?"
 _POLICY_OF: Final = "SELECT policy FROM projects WHERE project_id = ?"
 _SET_POLICY: Final = "UPDATE projects SET policy = ? WHERE project_id = ?"
+_CHANGE_COUNTER: Final = "SELECT counter FROM project_changes"
 _ENABLE_PROJECT: Final = "UPDATE projects SET disabled_ms = NULL WHERE project_id = ?"
 
 
@@ -134,6 +136,10 @@ class ProjectRows:
         sealed = self._cipher.seal(key, _place(project_id, provider))
         row = (project_id, provider, sealed, now_ms())
         self._connection.execute(_SET_PROVIDER_KEY, row)
+
+    def change_counter(self) -> int:
+        """The number that moves with every change of projects and keys."""
+        return int(self._connection.execute(_CHANGE_COUNTER).fetchone()[0])
 
     def _read(self, query: str, *parameters: str) -> tuple[Project, ...]:
         projects: dict[str, Project] = {}

@@ -1,36 +1,129 @@
 """The SQLite file of a server on one machine: opening, migrating, transactions, faults.
 
-The only module that imports ``sqlite3``. What is in the file is told by ``schema.sql``; how a file
-of an earlier version gets there, by the numbered files in ``migrations/``. What is read from and
-written to it is the business of the modules beside this one.
+The only module that imports ``sqlite3``. ``schema/sqlite.sql`` tells what is in the file; how a
+file of an earlier version gets there, by the scripts in ``migrations/sqlite/``. What is read from
+and written to it is the business of the modules beside this one.
 """
 
 from __future__ import annotations
 
-import re
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import resources
 from pathlib import Path
 from typing import Final
 
 from chucky.errors import ChuckyError, ValidationError
-from chucky.server.store.files import create_private_file, prepare_place
+from chucky.server.store.database import T, store_error
+from chucky.server.store.files import (
+    create_private_file,
+    file_identity,
+    prepare_place,
+    require_database,
+)
+from chucky.server.store.migration import Migration, apply, migrations, missing_after
 
 Connection = sqlite3.Connection
 
 BUSY_TIMEOUT_SECONDS: Final = 5.0
 _OLDEST_SQLITE: Final = (3, 37, 0)  # the first with STRICT tables
 _APPLICATION_ID: Final = int.from_bytes(b"Chck", "big")
-_MIGRATION_PATTERN: Final = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
 _COUNT_TABLES: Final = "SELECT count(*) FROM sqlite_schema"
 _HAS_MIGRATIONS: Final = "SELECT count(*) FROM sqlite_schema WHERE name = 'schema_migrations'"
 _APPLIED_VERSION: Final = "SELECT coalesce(max(version), 0) FROM schema_migrations"
-_RECORD_MIGRATION: Final = (
-    "INSERT INTO schema_migrations (version, name, applied_ms) VALUES (?, ?, ?)"
-)
+
+
+class SqliteFile:
+    """A file as a :class:`~chucky.server.store.database.Database`. Made by :meth:`open`.
+
+    Attributes:
+        applied: The names of the migrations that opening it applied.
+    """
+
+    def __init__(
+        self, path: Path, reader: Connection, writer: Connection, applied: tuple[str, ...]
+    ) -> None:
+        self.applied = applied
+        self._path = path
+        self._identity = file_identity(path)
+        # Two, so that nobody who reads waits for one who waits to write.
+        self._reader = reader
+        self._reader_lock = threading.Lock()
+        self._writer = writer
+        self._writer_lock = threading.Lock()
+
+    @classmethod
+    def open(cls, path: Path, *, create: bool = True) -> SqliteFile:
+        """Open a database file, bringing one of an earlier version up to date first.
+
+        Args:
+            path: The file. ``~`` is expanded. Its directory must exist, except that of the
+                default database.
+            create: Whether to create it (readable by its owner only) if there is none.
+
+        Raises:
+            ValidationError: The file cannot be used: its directory is missing, it is not
+                readable and writable, not a database, of another program, or of a newer
+                version of this one.
+        """
+        path = path.expanduser().absolute()
+        if not create:
+            require_database(path)
+        writer, applied = _open_and_migrate(path)
+        try:
+            with faults(path, ValidationError):
+                reader = connect(path)
+        except BaseException:
+            writer.close()
+            raise
+        return cls(path, reader, writer, applied)
+
+    def close(self) -> None:
+        """Close the file; see :class:`~chucky.server.store.database.Database`."""
+        with self._reader_lock, self._writer_lock:
+            self._reader.close()
+            self._writer.close()
+
+    def read(self, work: Callable[[Connection], T]) -> T:
+        """Let ``work`` read; see :class:`~chucky.server.store.database.Database`."""
+        with self._reader_lock, faults(self._path, store_error):
+            self._require_same_file()
+            return work(self._reader)
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """Write; see :class:`~chucky.server.store.database.Database`."""
+        with self._writer_lock, faults(self._path, store_error):
+            self._require_same_file()
+            with transaction(self._writer):
+                yield self._writer
+
+    def _require_same_file(self) -> None:
+        """Refuse to go on with a file that others no longer see."""
+        if file_identity(self._path) != self._identity:
+            raise store_error(
+                f"The database {str(self._path)!r} was removed or replaced while in use; put it "
+                f"back, or restart the server."
+            )
+
+
+def missing_migrations(path: Path) -> list[Migration]:
+    """Return the migrations that a file lacks, and leave it as it is.
+
+    Raises:
+        ValidationError: There is no such file, or it cannot be used.
+    """
+    path = path.expanduser().absolute()
+    require_database(path)
+    with faults(path, ValidationError):
+        connection = connect(path)
+        try:
+            _refuse_foreign(connection, path)
+            return _missing(connection, path)
+        finally:
+            connection.close()
 
 
 def open_file(path: Path) -> Connection:
@@ -41,6 +134,10 @@ def open_file(path: Path) -> Connection:
     Raises:
         ValidationError: The file cannot be used; the sentence says why.
     """
+    return _open_and_migrate(path)[0]
+
+
+def _open_and_migrate(path: Path) -> tuple[Connection, tuple[str, ...]]:
     _require_sqlite()
     prepare_place(path)
     create_private_file(path)
@@ -49,11 +146,10 @@ def open_file(path: Path) -> Connection:
         try:
             _refuse_foreign(connection, path)
             _use_wal(connection, path)
-            _migrate(connection, path)
+            return connection, _migrate(connection, path)
         except BaseException:
             connection.close()
             raise
-    return connection
 
 
 def connect(path: Path) -> Connection:
@@ -118,41 +214,24 @@ def _use_wal(connection: Connection, path: Path) -> None:
         )
 
 
-def _migrate(connection: Connection, path: Path) -> None:
-    migrations = _migrations()
-    newest = migrations[-1][0]
-    if _applied_version(connection) == newest:
-        return
+def _migrate(connection: Connection, path: Path) -> tuple[str, ...]:
+    if not _missing(connection, path):
+        return ()
+
+    def run_script(script: str) -> None:
+        for statement in _statements(script):
+            connection.execute(statement)
+
     with transaction(connection):
         # Asked again: another process may have migrated while this one waited to begin.
-        applied = _applied_version(connection)
-        if applied > newest:
-            raise ValidationError(
-                f"The database {str(path)!r} was written by a newer version of chucky (its schema "
-                f"is {applied}, this version knows {newest}); upgrade chucky, or name another "
-                f"file with --db."
-            )
-        for version, name, script in migrations:
-            if version > applied:
-                for statement in _statements(script):
-                    connection.execute(statement)
-                connection.execute(_RECORD_MIGRATION, (version, name, now_ms()))
+        return apply(_missing(connection, path), connection, run_script)
 
 
-def _applied_version(connection: Connection) -> int:
-    if not connection.execute(_HAS_MIGRATIONS).fetchone()[0]:
-        return 0
-    return int(connection.execute(_APPLIED_VERSION).fetchone()[0])
-
-
-def _migrations() -> list[tuple[int, str, str]]:
-    """Return (version, file name, SQL) of every migration, in order."""
-    found = []
-    for file in (resources.files(__package__) / "migrations").iterdir():
-        match = _MIGRATION_PATTERN.fullmatch(file.name)
-        if match:
-            found.append((int(match[1]), file.name, file.read_text(encoding="utf-8")))
-    return sorted(found)
+def _missing(connection: Connection, path: Path) -> list[Migration]:
+    applied = 0
+    if connection.execute(_HAS_MIGRATIONS).fetchone()[0]:
+        applied = int(connection.execute(_APPLIED_VERSION).fetchone()[0])
+    return missing_after(applied, migrations("sqlite"), str(path))
 
 
 def _statements(script: str) -> Iterator[str]:
@@ -176,11 +255,6 @@ def _require_sqlite() -> None:
         )
 
 
-def now_ms() -> int:
-    """The time, in milliseconds since 1970."""
-    return time.time_ns() // 1_000_000
-
-
 _WHAT_TO_DO: Final = {
     "SQLITE_NOTADB": "is not a chucky database; name another file with --db",
     "SQLITE_CORRUPT": "is damaged; restore it from a backup",
@@ -202,11 +276,6 @@ def _result_word(error: sqlite3.Error) -> str:
 
 def _is_busy(error: sqlite3.Error) -> bool:
     return _result_word(error) in ("SQLITE_BUSY", "SQLITE_LOCKED")
-
-
-def store_error(message: str) -> ChuckyError:
-    """The error of a database that fails while it is used."""
-    return ChuckyError(message, code="STORE_ERROR")
 
 
 @contextmanager

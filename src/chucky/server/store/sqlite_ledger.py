@@ -16,14 +16,8 @@ from chucky.server.ledger.accounts import Account, AccountKey, Holder
 from chucky.server.ledger.rows import AnchorKey, Changes, Ending, Entry, Reservation
 from chucky.server.ledger.windows import Window
 from chucky.server.model.pricing import Usage
-from chucky.server.store.sqlite_file import (
-    Connection,
-    faults,
-    now_ms,
-    open_file,
-    store_error,
-    transaction,
-)
+from chucky.server.store.database import now_ms, store_error
+from chucky.server.store.sqlite_file import Connection, faults, open_file, transaction
 
 _ACCOUNT: Final = """
 SELECT account_id, settled, reserved FROM ledger_accounts

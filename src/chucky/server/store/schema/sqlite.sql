@@ -1,4 +1,4 @@
--- The whole schema as it stands: what all of migrations/ together make of an empty file
+-- The whole schema as it stands: what all of migrations/sqlite/ together make of an empty file
 -- (a test holds the two equal). Nothing runs this file; read it to know what is stored.
 -- Every time is in milliseconds since 1970, UTC.
 
@@ -42,6 +42,32 @@ CREATE TABLE provider_keys (
     created_ms INTEGER NOT NULL,
     PRIMARY KEY (project_id, provider)
 ) STRICT, WITHOUT ROWID;
+
+-- A number that moves with every change of the tables above, so that a server sees it without
+-- reading them again. Triggers count: nobody who writes has to remember it.
+CREATE TABLE project_changes (counter INTEGER NOT NULL) STRICT;
+INSERT INTO project_changes (counter) VALUES (1);
+
+CREATE TRIGGER projects_insert AFTER INSERT ON projects
+BEGIN UPDATE project_changes SET counter = counter + 1; END;
+CREATE TRIGGER projects_update AFTER UPDATE ON projects
+BEGIN UPDATE project_changes SET counter = counter + 1; END;
+CREATE TRIGGER projects_delete AFTER DELETE ON projects
+BEGIN UPDATE project_changes SET counter = counter + 1; END;
+
+CREATE TRIGGER project_keys_insert AFTER INSERT ON project_keys
+BEGIN UPDATE project_changes SET counter = counter + 1; END;
+CREATE TRIGGER project_keys_update AFTER UPDATE ON project_keys
+BEGIN UPDATE project_changes SET counter = counter + 1; END;
+CREATE TRIGGER project_keys_delete AFTER DELETE ON project_keys
+BEGIN UPDATE project_changes SET counter = counter + 1; END;
+
+CREATE TRIGGER provider_keys_insert AFTER INSERT ON provider_keys
+BEGIN UPDATE project_changes SET counter = counter + 1; END;
+CREATE TRIGGER provider_keys_update AFTER UPDATE ON provider_keys
+BEGIN UPDATE project_changes SET counter = counter + 1; END;
+CREATE TRIGGER provider_keys_delete AFTER DELETE ON provider_keys
+BEGIN UPDATE project_changes SET counter = counter + 1; END;
 
 -- The ledger: who may spend how much, what was spent, and what is being spent now. Amounts are in
 -- nano-dollars (meter ai) and milliseconds (meter compute).

@@ -1,34 +1,27 @@
-"""The store of a server on one machine: one SQLite file.
+"""Projects and their keys, in whatever database they are.
 
-What is stored, and why, is told by ``schema.sql``.
+What is stored, and why, is told by the files in ``schema/``.
 
-Every method blocks for a few milliseconds (up to the busy time-out when another process is
-writing) and may be called from any thread.
+Every method blocks for a few milliseconds (for seconds when the database is busy or away) and may
+be called from any thread.
 """
 
 from __future__ import annotations
 
 import re
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from chucky.errors import ChuckyError, ValidationError
+from chucky.errors import ValidationError
 from chucky.server.policy import read_policy
+from chucky.server.postgres_url import PostgresUrl
 from chucky.server.projects import Project, ProjectKey
 from chucky.server.store.cipher import Cipher
-from chucky.server.store.files import file_identity
+from chucky.server.store.database import Database, T
+from chucky.server.store.opening import open_database
 from chucky.server.store.project_rows import ProjectRows
-from chucky.server.store.sqlite_file import (
-    Connection,
-    connect,
-    faults,
-    open_file,
-    store_error,
-    transaction,
-)
 
 DEFAULT_PROJECT_NAME: Final = "default"
 MAX_LIVE_KEYS: Final = 10  # every one of them is tried for every token
@@ -37,56 +30,37 @@ _NAME_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _PROJECT_ID_PATTERN: Final = re.compile(r"[a-z0-9]{32}")
 
 
-class SqliteStore:
-    """Projects and their keys in one SQLite file. Made by :meth:`open`.
+class Store:
+    """Projects and their keys in a database. Made by :meth:`open`.
 
     Attributes:
-        path: The absolute path of the file.
+        database: The database they are in.
     """
 
-    def __init__(self, path: Path, main: Connection, watch: Connection, cipher: Cipher) -> None:
-        self.path = path
-        self._main = main
-        self._rows = ProjectRows(main, cipher)
-        self._main_lock = threading.Lock()
-        # PRAGMA data_version tells only of commits of *other* connections, so the one that
-        # watches never writes and learns of this process's writes as well.
-        self._watch = watch
-        self._watch_lock = threading.Lock()
-        self._identity = file_identity(path)
+    def __init__(self, database: Database, cipher: Cipher) -> None:
+        self.database = database
+        self._cipher = cipher
 
     @classmethod
-    def open(cls, path: Path | str, master_key: str | None = None) -> SqliteStore:
-        """Open a database file, creating it (readable by its owner only) if there is none.
-
-        A file of an earlier version is brought up to date first.
+    def open(
+        cls, db: Path | PostgresUrl, master_key: str | None = None, *, create: bool = True
+    ) -> Store:
+        """Open a database, bringing one of an earlier version up to date first.
 
         Args:
-            path: The file. ``~`` is expanded. Its directory must exist, except that of the
-                default database.
+            db: A file, or the address of a PostgreSQL database.
             master_key: What secrets are encrypted with, 64 hexadecimal digits; without it they
                 are stored as they are.
+            create: Whether to create a file that is not there, or tables in an empty database.
 
         Raises:
-            ValidationError: The file cannot be used: its directory is missing, it is not
-                readable and writable, not a database, of another program, or of a newer
-                version of this one.
+            ValidationError: It cannot be used; the sentence says why.
         """
-        path = Path(path).expanduser().absolute()
-        main = open_file(path)
-        try:
-            with faults(path, ValidationError):
-                watch = connect(path)
-        except BaseException:
-            main.close()
-            raise
-        return cls(path, main, watch, Cipher(master_key))
+        return cls(open_database(db, create=create), Cipher(master_key))
 
     def close(self) -> None:
-        """Close the file. Safe to call again; nothing else may be called afterwards."""
-        with self._main_lock, self._watch_lock:
-            self._watch.close()
-            self._main.close()
+        """Close the database. Safe to call again; nothing else may be called afterwards."""
+        self.database.close()
 
     def create_project(self, name: str) -> tuple[Project, ProjectKey]:
         """Create a project with one fresh key.
@@ -120,8 +94,7 @@ class SqliteStore:
 
     def load_all(self) -> tuple[Project, ...]:
         """Return every project in the order of creation, each with its live keys."""
-        with self._reading() as rows:
-            return rows.all()
+        return self._read(lambda rows: rows.all())
 
     def list_projects(self) -> tuple[Project, ...]:
         """Return every project in the order of creation; the same as :meth:`load_all`."""
@@ -129,8 +102,7 @@ class SqliteStore:
 
     def get_project(self, project_id: str) -> Project | None:
         """Return the project with this id, or ``None``."""
-        with self._reading() as rows:
-            return rows.by_id(project_id)
+        return self._read(lambda rows: rows.by_id(project_id))
 
     def find_project(self, name_or_id: str) -> Project:
         """Return the project with this name or id.
@@ -138,8 +110,7 @@ class SqliteStore:
         Raises:
             ValidationError: There is none.
         """
-        with self._reading() as rows:
-            return rows.find(name_or_id)
+        return self._read(lambda rows: rows.find(name_or_id))
 
     def rotate_key(self, project: Project | str, keep_old: bool = False) -> ProjectKey:
         """Give a project a fresh key and revoke its others.
@@ -245,35 +216,26 @@ class SqliteStore:
         Raises:
             ValidationError: There is no such project.
         """
-        with self._reading() as rows:
-            return rows.policy(rows.find(_name_or_id(project)).project_id)
+        name = _name_or_id(project)
+        return self._read(lambda rows: rows.policy(rows.find(name).project_id))
 
     def change_counter(self) -> int:
-        """Return a number that differs from the last one when anyone has written to the file.
+        """Return a number that differs from the last one when anyone has changed a project.
 
-        Costs microseconds. Commits of this process count like those of others.
+        Costs a look at one row.
 
         Raises:
-            ChuckyError: The file is gone or was replaced, so nobody's writes can be seen.
+            ChuckyError: The database cannot be read, so nobody's changes can be seen.
         """
-        if file_identity(self.path) != self._identity:
-            raise ChuckyError(
-                f"The database {str(self.path)!r} was removed or replaced while in use; put it "
-                f"back, or restart the server.",
-                code="STORE_ERROR",
-            )
-        with self._watch_lock, faults(self.path, store_error):
-            return int(self._watch.execute("PRAGMA data_version").fetchone()[0])
+        return self._read(lambda rows: rows.change_counter())
 
-    @contextmanager
-    def _reading(self) -> Iterator[ProjectRows]:
-        with self._main_lock, faults(self.path, store_error):
-            yield self._rows
+    def _read(self, work: Callable[[ProjectRows], T]) -> T:
+        return self.database.read(lambda connection: work(ProjectRows(connection, self._cipher)))
 
     @contextmanager
     def _writing(self) -> Iterator[ProjectRows]:
-        with self._main_lock, faults(self.path, store_error), transaction(self._main):
-            yield self._rows
+        with self.database.writing() as connection:
+            yield ProjectRows(connection, self._cipher)
 
 
 def _name_or_id(project: Project | str) -> str:

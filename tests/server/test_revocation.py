@@ -13,6 +13,7 @@ import httpx2
 import pytest
 
 from chucky import create_budget, create_token
+from chucky.server.projects import ProjectDirectory
 
 WAIT_SECONDS = 15
 
@@ -76,6 +77,23 @@ async def test_keeping_the_old_key_keeps_its_sockets(start_server: Any, dial: An
 async def test_a_project_made_while_the_server_runs_works_at_once(
     start_server: Any, dial: Any
 ) -> None:
+    async with start_server() as server:
+        project, key = await asyncio.to_thread(server.store.create_project, "fresh")
+        token = create_token("u", project.project_id, key.secret, create_budget(1, 1))
+        async with dial(server.url, token=token) as client:
+            assert (await client.receive())["payload"] == {"action": "ready"}
+
+
+async def test_a_project_is_found_also_when_the_regular_look_at_the_store_comes_first(
+    start_server: Any, dial: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refresh = ProjectDirectory.refresh
+
+    async def too_late(directory: ProjectDirectory) -> None:
+        await asyncio.to_thread(directory.reload)
+        await refresh(directory)
+
+    monkeypatch.setattr(ProjectDirectory, "refresh", too_late)
     async with start_server() as server:
         project, key = await asyncio.to_thread(server.store.create_project, "fresh")
         token = create_token("u", project.project_id, key.secret, create_budget(1, 1))

@@ -228,8 +228,9 @@ class Service:
         except AuthenticationError as error:
             # The key may be younger than the last look at the store: `chucky projects create`
             # and `chucky token` work while the server runs, and their token is used at once.
-            if error.reason != "token_signature" or not await self._directory.refresh():
+            if error.reason != "token_signature":
                 raise
+            await self._directory.refresh()
         return auth.authenticate(token, self._directory.lookup, self._clock().timestamp())
 
     def _open_session(self, identity: Identity, outbox: Outbox) -> Session:

@@ -161,8 +161,8 @@ class ProjectDirectory:
         """
         self._adopt(*self._read())
 
-    async def refresh(self) -> bool:
-        """Look for news now, for whoever missed something; return whether there were any.
+    async def refresh(self) -> None:
+        """Look for news now, for whoever missed something.
 
         A store that cannot be read is no news here: :meth:`run` notices and deals with it.
         """
@@ -170,10 +170,9 @@ class ProjectDirectory:
             async with self._refreshing:  # one thread at a time, however many ask
                 news = await asyncio.to_thread(self._read_if_changed)
         except ChuckyError:
-            return False
+            return
         if news is not None:
             self._adopt(*news)
-        return news is not None
 
     async def run(self) -> None:
         """Follow the store until cancelled. Never raises for a store that cannot be read."""

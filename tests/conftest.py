@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -321,8 +321,17 @@ def offline_url(chucky_command: str, tmp_path_factory: pytest.TempPathFactory) -
         yield f"http://{address}"
 
 
+@pytest.fixture(scope="session")
+def running() -> Callable[..., AbstractContextManager[str]]:
+    """Runs another program that says where it listens: ``with running(command, directory)``.
+
+    Beside exit code 0 it may end with one of ``statuses`` when it is asked to stop.
+    """
+    return _running
+
+
 @contextmanager
-def _running(command: list[str], directory: Path) -> Iterator[str]:
+def _running(command: list[str], directory: Path, statuses: Collection[int] = ()) -> Iterator[str]:
     """Run a server in `directory` and yield ``host:port`` once it says where it listens."""
     process = subprocess.Popen(
         command,
@@ -347,7 +356,7 @@ def _running(command: list[str], directory: Path) -> Iterator[str]:
         yield address
     finally:
         try:
-            _stop(process)
+            _stop(process, {0, *statuses})
         finally:
             reader.join(STOP_SECONDS)
             if process.stdout:
@@ -366,7 +375,7 @@ def _read_output(
     addresses.put(None)
 
 
-def _stop(process: subprocess.Popen[str]) -> None:
+def _stop(process: subprocess.Popen[str], statuses: Collection[int]) -> None:
     process.terminate()
     try:
         status = process.wait(STOP_SECONDS)
@@ -374,4 +383,4 @@ def _stop(process: subprocess.Popen[str]) -> None:
         process.kill()
         process.wait()
         raise AssertionError(f"{process.args!r} did not stop when asked to.") from None
-    assert status == 0, f"{process.args!r} stopped with exit code {status}."
+    assert status in statuses, f"{process.args!r} stopped with exit code {status}."

@@ -175,7 +175,7 @@ def test_what_the_client_makes_the_server_reads(
 def test_a_message_arrives_unchanged_in_both_forms(message: dict[str, Any]) -> None:
     message = {**message, "type": "assistant"}
     for form in Form:
-        parsed = parse_server_frame(wire.message_frame(message, form))
+        parsed = parse_server_frame(wire.message_frame(wire.message_text(message), form))
         assert parsed == wire.SdkMessage(message)
 
 

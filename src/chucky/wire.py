@@ -219,11 +219,19 @@ def error_frame(message: str, *, code: str, reason: str | None = None) -> str:
     return _encode({"type": "error", "payload": payload})
 
 
-def message_frame(message: Mapping[str, Any], form: Form) -> str:
-    """Make the frame of a message of the agent, in the form its reader understands."""
-    if form is Form.WRAPPED:
-        return _encode({"type": "sdk_message", "payload": message})
+def message_text(message: Mapping[str, Any]) -> str:
+    """Make the JSON text of a message of the agent, which is its frame in the flat form."""
     return _encode(message)
+
+
+def message_frame(text: str, form: Form) -> str:
+    """Make the frame of a message of the agent, in the form its reader understands.
+
+    Args:
+        text: The message, from :func:`message_text`.
+        form: The form.
+    """
+    return f'{{"type":"sdk_message","payload":{text}}}' if form is Form.WRAPPED else text
 
 
 def stream_event_frame(event_json: str, *, session_id: str, uuid: str, form: Form) -> str:
@@ -235,9 +243,7 @@ def stream_event_frame(event_json: str, *, session_id: str, uuid: str, form: For
         f'{{"type":"stream_event","event":{event_json},"parent_tool_use_id":null,'
         f'"uuid":"{uuid}","session_id":"{session_id}"}}'
     )
-    if form is Form.WRAPPED:
-        return f'{{"type":"sdk_message","payload":{flat}}}'
-    return flat
+    return message_frame(flat, form)
 
 
 # ASCII output, so that any string Python can hold (lone surrogates included) can be sent.

@@ -362,7 +362,6 @@ def test_the_url_of_an_mcp_server_is_shown_without_its_secrets() -> None:
 @pytest.mark.parametrize(
     ("options", "wire_name"),
     [
-        ({"resume": "an-id"}, "resume"),
         ({"vessel": "box"}, "vessel"),
         ({"agents": {"critic": {"prompt": "Find faults."}}}, "agents"),
         ({"setting_sources": ["project"]}, "settingSources"),

@@ -94,6 +94,7 @@ SAMPLES: dict[str, tuple[str, Any]] = {
     "model_attempts": ("1", 1),
     "min_output_tokens": ("100", 100),
     "ledger": ("off", False),
+    "session_log": ("off", False),
     "succession": ("off", False),
     "log_level": ("Debug", "debug"),
 }

@@ -399,7 +399,7 @@ async def test_extensions_travel_only_after_both_sides_named_them(server: Any, d
             },
             "inputSchema",
         ),
-        ({"sessionId": "s"}, "'sessionId'"),
+        ({"sessionId": 7}, "'sessionId'"),
         ({"maxBudgetUsd": -1}, "'maxBudgetUsd'"),
     ],
 )

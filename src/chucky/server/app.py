@@ -43,11 +43,14 @@ from chucky.server.model.providers import Providers
 from chucky.server.policy import ProjectPolicy
 from chucky.server.projects import Project, ProjectDirectory
 from chucky.server.provider import OFFLINE_NOTICE, opening_provider
+from chucky.server.sessions.archive import Archive
+from chucky.server.sessions.log import Past
+from chucky.server.sessions.past import Resumption
 from chucky.server.sessions.registry import Registry
 from chucky.server.sessions.session import Limits, Session
 from chucky.server.sessions.turn import Outbox, TurnPayer
 from chucky.server.settings import Settings
-from chucky.server.store import ServeLock, open_ledger, open_store
+from chucky.server.store import ServeLock, open_ledger, open_sessions, open_store
 
 logger = logging.getLogger("chucky.server")
 
@@ -94,8 +97,11 @@ async def serve(
         notice = OFFLINE_NOTICE if providers.is_offline else None
         find_key = functools.partial(_provider_key, directory)
         ledger = await _open_ledger(settings, clock, stack)
+        archive = await _open_archive(settings, ledger, stack)
         async with opening_provider(settings, providers, catalog, find_key) as provider:
-            service = Service(settings, directory, catalog, providers, provider, ledger, clock)
+            service = Service(
+                settings, directory, catalog, providers, provider, ledger, archive, clock
+            )
             await service.run(listener, lambda url: announce(url, project.project_id, notice))
 
 
@@ -105,6 +111,7 @@ async def _open_ledger(
     """Open the ledger, and end what a server that died left open in it."""
     if not settings.ledger:
         logger.warning("the ledger is off: budgets are not kept and nothing is booked")
+    if not settings.ledger and not settings.session_log:
         return None
 
     def clock_ms() -> int:
@@ -116,6 +123,20 @@ async def _open_ledger(
     if ended := await ledger.recover():
         logger.warning("%d reservations of a server that died were booked as estimates", ended)
     return ledger
+
+
+async def _open_archive(
+    settings: Settings, ledger: Ledger | None, stack: contextlib.ExitStack
+) -> Archive | None:
+    """Open the sessions that are kept, and end the turns of a server that died."""
+    if not settings.session_log or ledger is None:
+        return None
+    reader = await asyncio.to_thread(open_sessions, settings)
+    stack.callback(reader.close)
+    archive = Archive(reader, ledger)
+    if ended := await archive.recover():
+        logger.warning("%d turns of a server that died were ended", ended)
+    return archive
 
 
 def _provider_key(directory: ProjectDirectory, project_id: str, provider: str) -> str | None:
@@ -145,10 +166,12 @@ class Service:
         providers: Providers,
         provider: asyncio.Task[Provider],
         ledger: Ledger | None,
+        archive: Archive | None,
         clock: Callable[[], datetime],
     ) -> None:
         self._settings = settings
         self._ledger = ledger
+        self._archive = archive
         self._directory = directory
         self._providers = providers
         self._provider = provider
@@ -207,6 +230,7 @@ class Service:
             authenticate=self._authenticate,
             open_session=self._open_session,
             admit=self._admit,
+            recall=self._recall,
         )
         edge = WebSocketEdge(
             doorkeeper, self._registry, idle_timeout_seconds=self._settings.idle_timeout_seconds
@@ -241,13 +265,22 @@ class Service:
             limits=self._limits,
             recheck=self._recheck,
             open_payer=self._open_payer,
+            post=None if self._archive is None else self._archive.post,
         )
+
+    async def _recall(self, identity: Identity, asked: Resumption) -> Past:
+        if self._archive is None:
+            raise ValidationError(
+                "This server keeps no sessions (its setting 'session_log' is off).",
+                reason="session_log_off",
+            )
+        return await self._archive.recall(identity, asked, self._registry.take_over)
 
     def _open_payer(
         self, session: Session, turn_id: str, end_turn: Callable[[ChuckyError], None]
     ) -> TurnPayer:
-        if self._ledger is None:
-            return payer.FreePayer()
+        if self._ledger is None or not self._settings.ledger:
+            return payer.FreePayer(self._ledger)
         identity = session.identity
         return payer.TurnPayer(
             self._ledger,
@@ -263,7 +296,7 @@ class Service:
         return ProjectPolicy(is_damaged=True) if project is None else project.policy
 
     async def _usage(self, identity: Identity) -> dict[str, Any]:
-        if self._ledger is None:
+        if self._ledger is None or not self._settings.ledger:
             raise ChuckyError(
                 "This server keeps no budgets (its setting 'ledger' is off).",
                 code="VALIDATION_ERROR",

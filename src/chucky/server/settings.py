@@ -89,6 +89,7 @@ class Settings:
         model_attempts: How often a model call is tried, the first time included.
         allowed_betas: Beta features of the provider that clients may ask for.
         min_output_tokens: A model call is made if its input and so much output can be paid for.
+        session_log: Whether sessions are kept, to be resumed. Off, they end with their connection.
         ledger: Whether budgets are kept. Off, everything is paid for and nothing is booked.
         succession: Whether the successor answers for a model its vendor has retired.
         models: Changes to the model table, by model id.
@@ -119,6 +120,7 @@ class Settings:
     )
     min_output_tokens: int = 64
     ledger: bool = True
+    session_log: bool = True
     succession: bool = True
     models: Mapping[str, Any] = field(default_factory=dict)
     prices: Mapping[str, Any] = field(default_factory=dict)
@@ -449,6 +451,7 @@ _READERS: Final[Mapping[str, _Reader]] = {
     "allowed_betas": _read_names,
     "min_output_tokens": _whole(1, 4_096),
     "ledger": _read_flag,
+    "session_log": _read_flag,
     "succession": _read_flag,
     "models": _read_table,
     "prices": _read_table,

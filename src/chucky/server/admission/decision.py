@@ -16,6 +16,7 @@ from chucky.server.model.catalog import Model, Resolution
 from chucky.server.permissions import Permissions
 from chucky.server.policy import ProjectPolicy, dollars_to_nanos
 from chucky.server.schemas import SchemaError, check_usable_for_values
+from chucky.server.sessions.past import Resumption
 
 # Options that would change what the engine `messages` does and that it cannot honour. Naming one
 # is refused: answering as if it had not been said would be wrong in a way nobody sees.
@@ -24,13 +25,6 @@ _NEEDS_CLAUDE_CODE = {
     "vessel": "a persistent sandbox",
     "settingSources": "settings files",
 }
-_NOT_IN_THIS_VERSION = (
-    "continue",
-    "forkSession",
-    "resume",
-    "resumeSessionAt",
-    "sessionId",
-)
 # Options without a meaning here; the session goes on without them and says so.
 _IGNORED = (
     "allowDangerouslySkipPermissions",
@@ -119,6 +113,7 @@ def _admit(
         max_thinking_tokens=thinking,
         output_schema=_output_schema(options.get("outputFormat")),
         betas=_betas(options, project, policy),
+        resumption=_resumption(options),
         max_budget_nanos=_max_budget(options, project),
     )
 
@@ -130,11 +125,6 @@ def _check_supported(options: Mapping[str, Any]) -> list[str]:
             raise unsupported(
                 f"The option {name!r} ({what}) needs the engine 'claude_code'; this server "
                 "answers with the engine 'messages'. Leave it out."
-            )
-    for name in _NOT_IN_THIS_VERSION:
-        if is_given(options.get(name)):
-            raise unsupported(
-                f"The option {name!r} is not supported by this version of the server. Leave it out."
             )
     mode = options.get("permissionMode")
     if is_given(mode) and mode not in _PERMISSION_MODES:
@@ -212,6 +202,24 @@ def _system_prompt(given: Any) -> tuple[str | None, list[str]]:
 def _max_turns(options: Mapping[str, Any], limits: Iterable[Permissions]) -> int | None:
     asked = [count(options, "maxTurns", 1), *(permissions.max_turns for permissions in limits)]
     return min((each for each in asked if each is not None), default=None)
+
+
+def _resumption(options: Mapping[str, Any]) -> Resumption | None:
+    asked = {name: options[name] for name in ("resume", "sessionId") if is_given(options.get(name))}
+    for name, given in {**asked, "resumeSessionAt": options.get("resumeSessionAt")}.items():
+        if given is not None and not isinstance(given, str):
+            raise invalid(f"The option {name!r} must be an id, not {given!r:.40}.")
+    if len(set(asked.values())) > 1:
+        raise invalid("The options 'resume' and 'sessionId' name two sessions; leave one out.")
+    session_id = next(iter(asked.values()), None)
+    forks, at = flag(options, "forkSession"), options.get("resumeSessionAt") or None
+    if session_id is None and not flag(options, "continue"):
+        if forks or at:
+            raise invalid(
+                "'forkSession' and 'resumeSessionAt' need the session: name it in 'resume'."
+            )
+        return None
+    return Resumption(session_id, forks, at)
 
 
 def _max_budget(options: Mapping[str, Any], project: ProjectPolicy) -> int | None:

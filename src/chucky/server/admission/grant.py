@@ -8,6 +8,7 @@ from typing import Any
 
 from chucky.server.engines.base import ToolSpec
 from chucky.server.model.catalog import Catalog, Model
+from chucky.server.sessions.past import Resumption
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class Grant:
             None for what it does unasked.
         output_schema: JSON Schema the final answer must conform to; None for free text.
         betas: Beta features of the provider to switch on.
+        resumption: The session it goes on with; None to begin one.
         max_budget_nanos: What the session may spend, in nano-dollars; None for no limit of its own.
         ignored: Options the client named that have no effect here.
         notices: Sentences for people: a successor answers, the offline model answers.
@@ -43,6 +45,7 @@ class Grant:
     max_thinking_tokens: int | None = None
     output_schema: Mapping[str, Any] | None = None
     betas: tuple[str, ...] = ()
+    resumption: Resumption | None = None
     max_budget_nanos: int | None = None
 
 

@@ -18,6 +18,8 @@ from chucky.errors import AuthenticationError, ChuckyError, SessionError
 from chucky.server.admission import Grant
 from chucky.server.auth import Identity
 from chucky.server.edge.outlet import Outlet
+from chucky.server.sessions.log import Past
+from chucky.server.sessions.past import Resumption
 from chucky.server.sessions.registry import Registry
 from chucky.server.sessions.session import Session
 from chucky.server.sessions.turn import Outbox
@@ -45,11 +47,13 @@ class Doorkeeper:
         authenticate: Judges a token; raises AuthenticationError.
         open_session: Makes the session of an identity.
         admit: Decides on the options a client asks for.
+        recall: Finds the session that a grant goes on with, or makes a new one; raises ChuckyError.
     """
 
     authenticate: Callable[[str], Awaitable[Identity]]
     open_session: Callable[[Identity, Outbox], Session]
     admit: Callable[[Identity, Mapping[str, Any]], Grant | ChuckyError]
+    recall: Callable[[Identity, Resumption], Awaitable[Past]]
 
 
 class WebSocketEdge:
@@ -162,6 +166,11 @@ class _Socket:
         error.code, error.reason = "VALIDATION_ERROR", "malformed_frame"
         await self.refuse(error, PROTOCOL_VIOLATION)
 
+    @property
+    def session_id(self) -> str:
+        """The session's id; see :class:`Attached`."""
+        return "" if self._session is None else self._session.session_id
+
     def stop(self, error: ChuckyError) -> None:
         """End the session from outside; see :class:`Attached`."""
         self._begin_ending(self._stop(error))
@@ -232,7 +241,14 @@ class _Socket:
             options = {"vessel": vessel, **options}
         named = options.get("capabilities")
         capabilities = frozenset(map(str, named)) if isinstance(named, list) else frozenset()
-        await session.begin(self._doorkeeper.admit(session.identity, options), capabilities)
+        grant = self._doorkeeper.admit(session.identity, options)
+        past = None
+        if isinstance(grant, Grant) and grant.resumption is not None:
+            try:
+                past = await self._doorkeeper.recall(session.identity, grant.resumption)
+            except ChuckyError as error:
+                grant = error
+        await session.begin(grant, capabilities, past)
 
     async def _stop(self, error: ChuckyError) -> None:
         """Let a running turn end with ``error`` as its result, then close."""

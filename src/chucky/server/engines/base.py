@@ -6,7 +6,7 @@ engine reports through the :class:`Turn` it is given and knows neither sockets n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -119,6 +119,22 @@ class Turn(Protocol):
         ...
 
 
+class Memory(Protocol):
+    """What an engine knows of a conversation, kept by the session.
+
+    The steps are the engine's own business; JSON can hold them.
+    """
+
+    @property
+    def steps(self) -> Sequence[dict[str, Any]]:
+        """What was noted before, in order; empty for a new conversation."""
+        ...
+
+    def note(self, step: dict[str, Any]) -> None:
+        """Keep one more step."""
+        ...
+
+
 class Conversation(Protocol):
     """An engine's side of one session: what the model has seen so far."""
 
@@ -136,6 +152,6 @@ class Conversation(Protocol):
 class Engine(Protocol):
     """Makes conversations."""
 
-    def open(self, spec: SessionSpec) -> Conversation:
-        """Begin a conversation."""
+    def open(self, spec: SessionSpec, memory: Memory) -> Conversation:
+        """Begin a conversation, or go on with the one that the memory has."""
         ...

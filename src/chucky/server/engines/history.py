@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,10 @@ Blocks = list[dict[str, Any]]
 
 _THINKING = frozenset({"thinking", "redacted_thinking"})
 EPHEMERAL = {"type": "ephemeral"}
+INTERRUPTED_TOOL = "The turn was interrupted before this tool answered."
+
+Step = dict[str, Any]
+"""One step by which a conversation came about; JSON can hold it."""
 
 
 @dataclass(eq=False, slots=True)
@@ -31,18 +36,69 @@ class Entry:
         return any(block.get("type") == "tool_result" for block in self.blocks)
 
 
-class History:
-    """The messages of one conversation, oldest first."""
+def _forget(_step: Step) -> None:
+    pass
 
-    def __init__(self) -> None:
+
+class History:
+    """The messages of one conversation, oldest first.
+
+    Attributes:
+        context_tokens: What they took of the model's window when it last said something.
+    """
+
+    def __init__(self, note: Callable[[Step], None] = _forget) -> None:
+        """Begin with no messages.
+
+        Args:
+            note: Told each step by which the conversation comes about, as JSON holds it.
+        """
         self._entries: list[Entry] = []
+        self._note = note
+        self.context_tokens = 0
+
+    @classmethod
+    def recalled(cls, steps: Iterable[Step], note: Callable[[Step], None] = _forget) -> History:
+        """The conversation that came about by these steps, which goes on with others.
+
+        Tools that were running when the last of them was noted were interrupted.
+        """
+        history = cls()
+        for step in steps:
+            history._take(step)
+        history._note = note
+        if calls := history._unanswered():
+            history.add_user([_interrupted(call) for call in calls])
+        return history
+
+    def _take(self, step: Step) -> None:
+        match step:
+            case {"step": "user", "blocks": blocks}:
+                self.add_user(blocks)
+            case {"step": "assistant", "blocks": blocks, "model": model, "tokens": tokens}:
+                self.add_assistant(blocks, model, tokens)
+            case {"step": "forget", "kept": kept}:
+                del self._entries[kept:]
+            case {"step": "summarise", "replaced": count, "summary": summary}:
+                self.replace(self.copy(count), summary)
+
+    def _unanswered(self) -> Blocks:
+        last = self._entries[-1] if self._entries else None
+        if last is None or last.role != "assistant":
+            return []
+        return [block for block in last.blocks if block.get("type") == "tool_use"]
 
     def add_user(self, blocks: Blocks) -> Entry:
         """Append a message of the user, or results of tools."""
+        self._note({"step": "user", "blocks": blocks})
         return self._append(Entry("user", blocks))
 
-    def add_assistant(self, blocks: Blocks, model: str) -> Entry:
-        """Append a message of the model with this id."""
+    def add_assistant(self, blocks: Blocks, model: str, context_tokens: int) -> Entry:
+        """Append a message of the model with this id; so much of its window is taken now."""
+        self._note(
+            {"step": "assistant", "blocks": blocks, "model": model, "tokens": context_tokens}
+        )
+        self.context_tokens = context_tokens
         return self._append(Entry("assistant", blocks, model))
 
     def _append(self, entry: Entry) -> Entry:
@@ -60,6 +116,7 @@ class History:
         """
         at = self._entries.index(entry) if entry in self._entries else 1
         del self._entries[at:]
+        self._note({"step": "forget", "kept": at})
 
     def messages(self, model: str) -> list[dict[str, Any]]:
         """The conversation as a request to ``model`` has it.
@@ -101,10 +158,22 @@ class History:
 
         Thinking in the messages that stay goes: it is signed together with what came before it.
         """
-        kept = self._entries[len(beginning._entries) :]
+        count = len(beginning._entries)
+        self._note({"step": "summarise", "replaced": count, "summary": summary})
+        self.context_tokens = 0
+        kept = self._entries[count:]
         for entry in kept:
             entry.blocks = _without_thinking(entry.blocks)
         self._entries[:] = [Entry("user", [{"type": "text", "text": summary}]), *kept]
+
+
+def _interrupted(call: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "tool_result",
+        "tool_use_id": call["id"],
+        "content": [{"type": "text", "text": INTERRUPTED_TOOL}],
+        "is_error": True,
+    }
 
 
 def _readable(entry: Entry, model: str) -> Blocks:

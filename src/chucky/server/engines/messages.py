@@ -10,14 +10,22 @@ from contextlib import aclosing
 from typing import Any
 
 from chucky.errors import ChuckyError
-from chucky.server.engines.base import Answer, Content, SessionSpec, ToolOutcome, ToolSpec, Turn
+from chucky.server.engines.base import (
+    Answer,
+    Content,
+    Memory,
+    SessionSpec,
+    ToolOutcome,
+    ToolSpec,
+    Turn,
+)
 from chucky.server.engines.compaction import (
     FULL_PERCENT,
     as_first_message,
     asked_for_compaction,
     compaction_request,
 )
-from chucky.server.engines.history import EPHEMERAL, Blocks, History
+from chucky.server.engines.history import EPHEMERAL, INTERRUPTED_TOOL, Blocks, History
 from chucky.server.engines.reply import Reply
 from chucky.server.engines.structured import NonConformingError, OutputSchema
 from chucky.server.engines.thinking import thinking_param
@@ -39,9 +47,7 @@ MAX_CORRECTIONS = 1
 _FIRST_RETRY_SECONDS = 0.5
 _LONGEST_RETRY_SECONDS = 20.0
 
-_INTERRUPTED = ToolOutcome(
-    [{"type": "text", "text": "The user interrupted the turn before this tool answered."}], True
-)
+_INTERRUPTED = ToolOutcome([{"type": "text", "text": INTERRUPTED_TOOL}], is_error=True)
 
 
 class MessagesEngine:
@@ -58,23 +64,22 @@ class MessagesEngine:
         self._gate = gate
         self._attempts = attempts
 
-    def open(self, spec: SessionSpec) -> MessagesConversation:
-        """Begin a conversation."""
-        return MessagesConversation(self._gate, self._attempts, spec)
+    def open(self, spec: SessionSpec, memory: Memory) -> MessagesConversation:
+        """Begin a conversation, or go on with the one that the memory has."""
+        return MessagesConversation(self._gate, self._attempts, spec, memory)
 
 
 class MessagesConversation:
     """What the model has seen of one session, and how the next answer is made."""
 
-    def __init__(self, gate: Gate, attempts: int, spec: SessionSpec) -> None:
+    def __init__(self, gate: Gate, attempts: int, spec: SessionSpec, memory: Memory) -> None:
         self._gate = gate
         self._attempts = attempts
         self._spec = spec
         self._tools = {tool.visible_name: tool for tool in spec.tools}
         self._schema = None if spec.output_schema is None else OutputSchema(spec.output_schema)
-        self._history = History()
+        self._history = History.recalled(memory.steps, memory.note)
         self._model = spec.model  # the one that answers now
-        self._context_tokens = 0  # what the last answer and all before it take of its window
 
     async def answer(self, content: Content, turn: Turn) -> Answer:
         """Answer one user message; see :class:`~chucky.server.engines.base.Conversation`.
@@ -131,7 +136,7 @@ class MessagesConversation:
 
     async def _call_model(self, turn: Turn) -> Reply:
         """Get one message of the model, making room for it where the window is full."""
-        if self._context_tokens * 100 >= self._model.context_tokens * FULL_PERCENT:
+        if self._history.context_tokens * 100 >= self._model.context_tokens * FULL_PERCENT:
             await self._compact("auto", turn)
         try:
             reply = await self._ask(self._answer_request, turn)
@@ -211,7 +216,6 @@ class MessagesConversation:
             reply.context_tokens = used.usage.prompt_tokens + used.usage.output_tokens
 
     async def _keep(self, reply: Reply, turn: Turn) -> None:
-        self._context_tokens = reply.context_tokens
         if reply.cut_short is not None:
             self._keep_interrupted(reply)
             if text := reply.text():
@@ -233,14 +237,16 @@ class MessagesConversation:
                 "for less at once.",
             )
         if reply.blocks:
-            self._history.add_assistant(reply.blocks, self._model.id)
+            self._history.add_assistant(reply.blocks, self._model.id, reply.context_tokens)
         if shown := reply.shown():
             await turn.emit(_message("assistant", shown))
 
     def _keep_interrupted(self, reply: Reply) -> None:
         """Let the model remember what it had said; half a thought or tool call is no message."""
         if text := reply.text().strip():
-            self._history.add_assistant([{"type": "text", "text": text}], self._model.id)
+            self._history.add_assistant(
+                [{"type": "text", "text": text}], self._model.id, reply.context_tokens
+            )
 
     async def _compact_as_asked(self, wish: str, turn: Turn) -> Answer:
         if await self._compact("manual", turn, wish):
@@ -271,8 +277,8 @@ class MessagesConversation:
                 "The conversation fills the model's context, and the model made no summary of it; "
                 "start a new session.",
             )
+        pre_tokens = self._history.context_tokens
         self._history.replace(beginning, as_first_message(summary))
-        pre_tokens, self._context_tokens = self._context_tokens, 0
         await turn.emit(_compact_boundary(trigger, pre_tokens))
         return True
 

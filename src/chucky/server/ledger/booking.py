@@ -24,6 +24,7 @@ from chucky.server.ledger.accounts import (
 )
 from chucky.server.ledger.operations import (
     Adjust,
+    Also,
     Beat,
     Booked,
     Busy,
@@ -61,6 +62,7 @@ LEASE_MS = 15_000
 
 _SCOPES: tuple[Scope, ...] = ("user", "project", "session")
 
+_Decided = Reserve | Extend | Settle | Void | Look | Adjust | Reanchor | Beat | Sweep
 Group = Sequence[Operation]
 """Operations in order; once a reservation among them is not granted, the rest is left undone."""
 
@@ -169,13 +171,17 @@ class _Books:
         """Do the operations of a group until one of them is not granted."""
         outcomes: list[Outcome] = []
         for operation in group:
+            if isinstance(operation, Also):
+                operation.write(self._transaction, outcomes)
+                outcomes.append(Done())
+                continue
             outcome = self._do(operation)
             outcomes.append(outcome)
             if isinstance(outcome, Busy | Exceeded | TooFast | Refused):
                 break
         return outcomes
 
-    def _do(self, operation: Operation) -> Outcome:
+    def _do(self, operation: _Decided) -> Outcome:
         match operation:
             case Reserve():
                 return self._reserve(operation)
@@ -280,20 +286,20 @@ class _Books:
         )
         self._end(reservation, entry)
         standings = self._standings(spent.holder, spent.meter, spent.limits)
-        return Booked("settle", entry.amount, entry.excess, standings)
+        return Booked(entry.meter, "settle", entry.amount, entry.excess, standings)
 
     def _void(self, unspent: Void) -> Outcome:
         reservation = self._open.get(unspent.reservation_id)
         if reservation is None:
             return self._ended_before(unspent.reservation_id, ())
         self._end(reservation, self._ending(reservation, "void", 0))
-        return Booked("void", 0)
+        return Booked(reservation.meter, "void", 0)
 
     def _ended_before(self, reservation_id: str, standings: tuple[Standing, ...]) -> Outcome:
         ending = self._endings.get(reservation_id)
         if ending is None:
             return Refused(f"There is no reservation {reservation_id!r}.")
-        return Booked(ending.kind, ending.amount, ending.excess, standings)
+        return Booked(ending.meter, ending.kind, ending.amount, ending.excess, standings)
 
     def _sweep(self) -> Outcome:
         count = 0

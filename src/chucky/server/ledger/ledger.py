@@ -114,6 +114,15 @@ class Ledger:
                 return ended
             ended += outcome.count
 
+    async def write(self, *operations: Operation) -> list[Outcome]:
+        """Have a group of operations done at once, also before :meth:`run`.
+
+        Raises:
+            ChuckyError: The database failed.
+        """
+        [outcomes] = await self._write([operations])
+        return outcomes
+
     async def run(self) -> None:
         """Write what is asked for until cancelled; then write what has to be written, once more."""
         try:
@@ -233,6 +242,7 @@ class Ledger:
     async def _keep_writing(self) -> None:
         while True:
             await self._arrived.wait()
+            await asyncio.sleep(0)  # what is asked for in this moment goes in one commit
             # What is being written is written to its end, or nobody knew what became of it.
             writing = asyncio.create_task(self._write_requests())
             try:

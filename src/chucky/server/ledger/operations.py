@@ -6,8 +6,9 @@ again, because nobody knows whether it was written, is done once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from chucky.server.ledger.accounts import (
     METERS,
@@ -157,7 +158,18 @@ class Sweep:
     everything: bool = False
 
 
-Operation = Reserve | Extend | Settle | Void | Look | Adjust | Reanchor | Beat | Sweep
+@dataclass(frozen=True, slots=True)
+class Also:
+    """Have something else written in the same transaction.
+
+    Attributes:
+        write: Writes it, in the ledger's thread; is told the outcomes of its group so far.
+    """
+
+    write: Callable[[Any, Sequence[Outcome]], None]
+
+
+Operation = Reserve | Extend | Settle | Void | Look | Adjust | Reanchor | Beat | Sweep | Also
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,12 +214,14 @@ class Booked:
     """A reservation has ended, now or before.
 
     Attributes:
+        meter: What was reserved.
         kind: How: ``settle``, ``void`` or ``expire``.
         amount: What was charged.
         excess: How much of that was more than was reserved.
         standings: How the limits that were asked for stand now.
     """
 
+    meter: Meter
     kind: str
     amount: int
     excess: int = 0

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 from chucky.errors import ChuckyError
 from chucky.server.ledger.accounts import (
     Bill,
     Holder,
     Limit,
+    Meter,
     Standing,
     TurnRate,
     busy,
@@ -23,12 +25,15 @@ from chucky.server.ledger.accounts import (
 from chucky.server.ledger.compute import ComputeClock
 from chucky.server.ledger.ledger import Ledger
 from chucky.server.ledger.operations import (
+    Also,
     Booked,
     Busy,
     Checkpoint,
     Exceeded,
     Granted,
+    Operation,
     Outcome,
+    Refused,
     Reserve,
     Settle,
     TooFast,
@@ -61,8 +66,16 @@ class TurnLimits:
     rates: tuple[TurnRate, ...] = ()
 
 
+Finish = Callable[[Bill], Callable[[Any], None]]
+"""Says what is to be written when a turn has ended, of its bill: a function of a transaction."""
+
+
 class TurnPayer:
-    """Pays for one turn out of the ledger; see :class:`~chucky.server.model.payment.Payer`."""
+    """Pays for one turn out of the ledger; see :class:`~chucky.server.model.payment.Payer`.
+
+    Attributes:
+        charged_nanos: What its model calls have cost so far.
+    """
 
     def __init__(
         self,
@@ -89,7 +102,9 @@ class TurnPayer:
         self._clock = ComputeClock(ledger, holder, limits.compute, limits.rates, end_turn)
         self._beginning = asyncio.Lock()
         self._settlements: list[asyncio.Future[list[Outcome]]] = []
-        self._compute: asyncio.Future[list[Outcome]] | None = None
+        self._due: list[Settle | Void] = []
+        self.charged_nanos = 0
+        self._has_ended = False
         self._waits_for: Standing | None = None
 
     async def reserve(self, quote: Quote, *, is_final: bool) -> CallPayment | None:
@@ -161,6 +176,7 @@ class TurnPayer:
     def settle(self, call_id: str, charge: Charge) -> None:
         """Book what a call has cost."""
         self._ledger.unwatch(call_id)
+        self.charged_nanos += charge.nanos
         spent = Settle(
             call_id,
             self._holder,
@@ -171,12 +187,12 @@ class TurnPayer:
             unpriced=charge.unpriced,
             limits=self._limits.ai,
         )
-        self._settlements.append(self._ledger.post(spent))
+        self._owe(spent)
 
     def void(self, call_id: str) -> None:
         """Free what was held for a call that cost nothing."""
         self._ledger.unwatch(call_id)
-        self._settlements.append(self._ledger.post(Void(call_id, self._holder, "ai")))
+        self._owe(Void(call_id, self._holder, "ai"))
 
     def follow(self, call_id: str, progress: Callable[[], Charge]) -> None:
         """Let a call say how far it is."""
@@ -184,30 +200,67 @@ class TurnPayer:
 
     def end(self) -> None:
         """End the turn: settle its compute, without waiting. Safe to call again."""
-        if self._clock.has_begun and self._compute is None:
-            self._compute = self._ledger.post(self._clock.end())
+        if self._clock.has_begun and not self._has_ended:
+            self._has_ended = True
+            self._owe(self._clock.end())
 
-    async def close(self) -> Bill:
+    def _owe(self, ending: Settle | Void) -> None:
+        # Not at once: what ends in the same moment is written in one group.
+        if not self._due:
+            asyncio.get_running_loop().call_soon(self._post_due)
+        self._due.append(ending)
+
+    def _post_due(self) -> None:
+        if self._due:
+            self._settlements.append(self._ledger.post(*self._take_due()))
+
+    def _take_due(self) -> list[Settle | Void]:
+        due, self._due = self._due, []
+        return due
+
+    async def close(self, finish: Finish | None = None) -> Bill:
         """End the turn, and wait until all it has cost is written.
 
         What cannot be written now is written as soon as it can be, also after an error here.
+
+        Args:
+            finish: Gives what is to be written in the transaction that books the last of it. It is
+                called in the ledger's thread.
 
         Raises:
             ChuckyError: It could not be written in time.
         """
         self.end()
-        calls = list(self._settlements)
-        turn = [] if self._compute is None else [self._compute]
-        if calls or turn:
-            _, unwritten = await asyncio.wait([*calls, *turn], timeout=_SETTLING_SECONDS)
-            if unwritten:
-                raise ChuckyError(
-                    "What this turn has cost cannot be written at the moment; it will be. The "
-                    "server's log says why.",
-                    code="STORE_ERROR",
-                    reason="ledger_unavailable",
-                )
-        return _bill(calls, turn)
+        last: list[Operation] = [*self._take_due()]
+        booked: list[Outcome] = []
+        has_given_up = False
+
+        def write(transaction: Any, outcomes: Sequence[Outcome]) -> None:
+            if finish is not None and not has_given_up:
+                finish(_bill([*booked, *outcomes]))(transaction)
+
+        try:
+            booked += await self._written(list(self._settlements))
+        finally:
+            posted = self._ledger.post(*last, Also(write))
+        try:
+            return _bill([*booked, *await self._written([posted])])
+        except ChuckyError:
+            has_given_up = True
+            raise
+
+    async def _written(self, posted: Sequence[asyncio.Future[list[Outcome]]]) -> list[Outcome]:
+        if not posted:
+            return []
+        _, unwritten = await asyncio.wait(posted, timeout=_SETTLING_SECONDS)
+        if unwritten:
+            raise ChuckyError(
+                "What this turn has cost cannot be written at the moment; it will be. The server's "
+                "log says why.",
+                code="STORE_ERROR",
+                reason="ledger_unavailable",
+            )
+        return [outcome for each in posted for outcome in each.result()]
 
 
 class CallPayment:
@@ -253,10 +306,12 @@ class FreePayer:
     """Pays for everything and counts what it was: for a server whose ledger is switched off.
 
     Attributes:
-        spent_nanos: What was spent.
+        ledger: Writes what is to be written at the end of a turn, though nothing is booked.
+        charged_nanos: What was spent.
     """
 
-    spent_nanos: int = 0
+    ledger: Ledger | None = None
+    charged_nanos: int = 0
 
     async def reserve(self, quote: Quote, *, is_final: bool) -> Payment | None:
         """Hold nothing."""
@@ -278,9 +333,12 @@ class FreePayer:
     def end(self) -> None:
         """End nothing."""
 
-    async def close(self) -> Bill:
-        """Say what was spent."""
-        return Bill(self.spent_nanos)
+    async def close(self, finish: Finish | None = None) -> Bill:
+        """Say what was spent, after having ``finish`` written."""
+        bill = Bill(self.charged_nanos)
+        if finish is not None and self.ledger is not None:
+            await self.ledger.post(Also(lambda transaction, _: finish(bill)(transaction)))
+        return bill
 
 
 @dataclass(slots=True)
@@ -293,7 +351,7 @@ class _FreePayment:
         pass  # nothing has to be known if the process dies
 
     def settle(self, charge: Charge) -> None:
-        self.payer.spent_nanos += charge.nanos
+        self.payer.charged_nanos += charge.nanos
 
     def void(self) -> None:
         pass  # nothing is held
@@ -317,16 +375,15 @@ def _refusal(outcome: Outcome) -> ChuckyError:
     raise AssertionError(f"a reservation came to {outcome!r}")
 
 
-def _bill(
-    calls: list[asyncio.Future[list[Outcome]]], turn: list[asyncio.Future[list[Outcome]]]
-) -> Bill:
-    standings: dict[tuple[str, Limit], Standing] = {}
-    sums = [0, 0]
-    for place, settled in enumerate((calls, turn)):
-        for each in settled:
-            [outcome] = each.result()
-            if not isinstance(outcome, Booked):
-                raise ChuckyError(f"The ledger lost a reservation: {outcome}", code="STORE_ERROR")
-            sums[place] += outcome.amount
+def _bill(outcomes: Iterable[Outcome]) -> Bill:
+    sums: dict[Meter, int] = {"ai": 0, "compute": 0}
+    standings: dict[tuple[Meter, Limit], Standing] = {}
+    for outcome in outcomes:
+        if isinstance(outcome, Booked):
+            sums[outcome.meter] += outcome.amount
             standings |= {(each.meter, each.limit): each for each in outcome.standings}
-    return Bill(sums[0], sums[1], tuple(standings.values()))
+        elif isinstance(outcome, Refused):
+            raise ChuckyError(
+                f"The ledger lost a reservation: {outcome.sentence}", code="STORE_ERROR"
+            )
+    return Bill(sums["ai"], sums["compute"], tuple(standings.values()))

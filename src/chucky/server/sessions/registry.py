@@ -6,9 +6,12 @@ import asyncio
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from chucky.errors import ChuckyError, ConcurrencyLimitError
+from chucky.errors import ChuckyError, ConcurrencyLimitError, SessionError
 from chucky.server.auth import Identity
 from chucky.server.policy import ProjectPolicy
+
+# How long a session may take to end that goes on on another connection.
+TAKE_OVER_SECONDS = 10.0
 
 
 class Attached(Protocol):
@@ -17,6 +20,11 @@ class Attached(Protocol):
     @property
     def identity(self) -> Identity:
         """Whose session it is."""
+        ...
+
+    @property
+    def session_id(self) -> str:
+        """Its id."""
         ...
 
     def stop(self, error: ChuckyError) -> None:
@@ -39,6 +47,7 @@ class Registry:
         self._sessions_per_user = sessions_per_user
         self._policy_of = policy_of
         self._by_user: dict[tuple[str, str], set[Attached]] = {}
+        self._gone: dict[Attached, asyncio.Event] = {}
         self._empty = asyncio.Event()
         self._empty.set()
 
@@ -78,6 +87,21 @@ class Registry:
             self._by_user.pop(user, None)
         if not self._by_user:
             self._empty.set()
+        if (gone := self._gone.pop(attached, None)) is not None:
+            gone.set()
+
+    async def take_over(self, identity: Identity, session_id: str) -> None:
+        """End a session of this user that is open on another connection, and wait until it has."""
+        for attached in list(self._by_user.get(_user(identity), ())):
+            if attached.session_id == session_id:
+                gone = self._gone.setdefault(attached, asyncio.Event())
+                attached.stop(
+                    SessionError(
+                        "The session goes on on another connection.", reason="session_taken_over"
+                    )
+                )
+                async with asyncio.timeout(TAKE_OVER_SECONDS):
+                    await gone.wait()
 
     async def wait_empty(self) -> None:
         """Wait until no session is open."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import logging
 import uuid
 from collections import OrderedDict, deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,9 +20,11 @@ from chucky.server.auth import Identity
 from chucky.server.engines.base import Answer, Content, Conversation, Engine, SessionSpec
 from chucky.server.ledger.accounts import Bill, amounts, warned_percent
 from chucky.server.ledger.accounts import details as standing_details
+from chucky.server.ledger.windows import iso_time
 from chucky.server.model.payment import CutShortError
 from chucky.server.model.pricing import nanos_to_dollars
 from chucky.server.sessions.content import checked_content
+from chucky.server.sessions.log import Past, SessionLog, SessionRecord, Write
 from chucky.server.sessions.toolcalls import ToolCalls
 from chucky.server.sessions.turn import Outbox, RunningTurn, TurnPayer
 
@@ -57,6 +60,7 @@ class Session:
         limits: Limits,
         recheck: Callable[[Identity], None],
         open_payer: Callable[[Session, str, Callable[[ChuckyError], None]], TurnPayer],
+        post: Callable[[Write], object] | None = None,
     ) -> None:
         """Make a session; :meth:`begin` decides what it may do.
 
@@ -68,6 +72,7 @@ class Session:
             recheck: Raises AuthenticationError once an identity is no longer good.
             open_payer: Makes the payer of a turn of this session, of the turn's id and of what ends
                 the turn when its compute is used up.
+            post: Has something written in the store with the next commit; None keeps no log.
         """
         self.session_id = str(uuid.uuid4())
         self.identity = identity
@@ -76,6 +81,8 @@ class Session:
         self._limits = limits
         self._recheck = recheck
         self._open_payer = partial(open_payer, self)
+        self._post = post
+        self._log: SessionLog | None = None
         self._tool_calls = ToolCalls(
             lambda call: outbox.send(wire.tool_call_frame(call)),
             timeout_seconds=limits.tool_timeout_seconds,
@@ -112,8 +119,15 @@ class Session:
         """Whether the client named an extension of ours."""
         return capability in self._capabilities
 
-    async def begin(self, grant: Grant | ChuckyError, capabilities: frozenset[str]) -> None:
+    async def begin(
+        self, grant: Grant | ChuckyError, capabilities: frozenset[str], past: Past | None = None
+    ) -> None:
         """Settle what the session may do.
+
+        Args:
+            grant: What it may do, or why it may do nothing.
+            capabilities: The extensions its client named.
+            past: The session it goes on with; None for a new one.
 
         A refusal is not sent at once: every client understands the result of a turn, while some
         would lose the text of an error, so it becomes the result of whatever is asked.
@@ -122,11 +136,14 @@ class Session:
         self._grant = grant
         if isinstance(grant, ChuckyError):
             return
-        self._conversation = self._engine.open(self._spec(grant))
+        past = past or Past(SessionRecord(self.session_id, *_owner(self.identity)))
+        self._recall(past, grant)
+        self._conversation = self._engine.open(self._spec(grant), _Memory(past.steps, self._log))
         info = {
             "sessionId": self.session_id,
             "state": "ready",
-            "messageCount": 0,
+            "messageCount": len(past.inputs),
+            **_times(past.session),
             "model": grant.model.id,
             "tools": [tool.visible_name for tool in grant.tools],
             "capabilities": list(wire.CAPABILITIES),
@@ -135,6 +152,15 @@ class Session:
             "maxFrameBytes": self._limits.frame_bytes,
         }
         await self._outbox.send(wire.control_frame("session_info", info))
+
+    def _recall(self, past: Past, grant: Grant) -> None:
+        session = replace(past.session, model=grant.model.id)
+        self.session_id = session.session_id
+        self._calls, self._spent_nanos = session.calls, session.spent_nanos
+        for uuid_ in past.inputs[-_REMEMBERED_INPUTS:]:
+            self._seen[uuid_] = None
+        if self._post is not None:
+            self._log = SessionLog(session, self._post)
 
     def submit(self, user_input: wire.UserInput) -> None:
         """Queue an input; the same uuid never starts a second turn.
@@ -157,6 +183,9 @@ class Session:
                 reason="too_many_inputs",
             )
         self._inputs.append(user_input)
+        if self._log is not None:
+            said = {"uuid": user_input.uuid, "content": user_input.content}
+            self._log.append("input", json.dumps(said, separators=(",", ":")))
         self._idle.clear()
         self._arrived.set()
 
@@ -193,21 +222,62 @@ class Session:
     async def _take_turn(self) -> None:
         user_input = self._inputs.popleft()
         turn = self._turn = RunningTurn(
-            self.session_id, user_input.form, self._outbox, self._tool_calls, self._open_payer
+            self.session_id,
+            user_input.form,
+            self._outbox,
+            self._tool_calls,
+            self._open_payer,
+            self._log,
         )
         try:
             outcome = await self._outcome(turn, user_input.content)
-            bill = await turn.payer.close()
-        except ChuckyError as error:
-            logger.error("session %s: %s", self.session_id, error)
-            outcome, bill = error, Bill()
+            await self._end_turn(turn, outcome)
+        except asyncio.CancelledError:
+            self._abandon(turn)
+            raise
         finally:
             turn.payer.end()  # also of a turn whose client has left
+            self._turn = None
+
+    async def _end_turn(self, turn: RunningTurn, outcome: Answer | ChuckyError) -> None:
+        """Have the result written together with the last of what the turn cost, and send it."""
+        result: dict[str, Any] | None = None
+        ending = None if self._log is None else self._log.end_turn()
+
+        def finish(bill: Bill) -> Write:
+            nonlocal result
+            result = turn.addressed(self._result(turn, outcome, bill))
+            assert ending is not None
+            return ending(wire.message_text(result), turn.meter.calls, bill.ai_nanos)
+
+        try:
+            bill = await turn.payer.close(None if ending is None else finish)
+        except ChuckyError as error:
+            logger.error("session %s: %s", self.session_id, error)
+            outcome, bill = error, Bill(turn.payer.charged_nanos)
+            if ending is not None:
+                self._post_now(finish(bill))
+        self._log_warnings(bill)
+        if result is None:
+            result = turn.addressed(self._result(turn, outcome, bill))
         self._calls += turn.meter.calls
         self._spent_nanos += bill.ai_nanos
-        self._turn = None
-        self._log_warnings(bill)
-        await turn.emit(self._result(turn, outcome, bill))
+        await turn.send(result, wire.message_text(result))
+
+    def _abandon(self, turn: RunningTurn) -> None:
+        """Log how a turn ended whose client has left."""
+        if self._log is None or not self._log.runs_turn:
+            return
+        why = ChuckyError(
+            "The client left before the turn had ended.", code="INTERRUPTED", reason="client_left"
+        )
+        bill = Bill(turn.payer.charged_nanos)
+        result = wire.message_text(turn.addressed(self._result(turn, why, bill)))
+        self._post_now(self._log.end_turn()(result, turn.meter.calls, bill.ai_nanos))
+
+    def _post_now(self, write: Write) -> None:
+        if self._post is not None:
+            self._post(write)
 
     async def _outcome(self, turn: RunningTurn, content: Content) -> Answer | ChuckyError:
         try:
@@ -281,9 +351,9 @@ class Session:
             "is_error": isinstance(outcome, ChuckyError),
             "duration_ms": turn.duration_ms,
             "duration_api_ms": turn.meter.api_ms,
-            "num_turns": self._calls,
+            "num_turns": self._calls + turn.meter.calls,
             "result": _text(outcome),
-            "total_cost_usd": nanos_to_dollars(self._spent_nanos),
+            "total_cost_usd": nanos_to_dollars(self._spent_nanos + bill.ai_nanos),
             "usage": {
                 "input_tokens": usage.input_tokens,
                 "output_tokens": usage.output_tokens,
@@ -333,6 +403,32 @@ _PRECISE_SUBTYPES = {
     "STRUCTURED_OUTPUT": "error_max_structured_output_retries",
     "session_budget_exhausted": "error_max_budget_usd",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class _Memory:
+    """What the engine knows of the conversation; see :class:`~...engines.base.Memory`."""
+
+    steps: Sequence[dict[str, Any]]
+    log: SessionLog | None
+
+    def note(self, step: dict[str, Any]) -> None:
+        if self.log is not None:
+            self.log.append("context", json.dumps(step, separators=(",", ":")))
+
+
+def _owner(identity: Identity) -> tuple[str, str]:
+    return identity.project_id, identity.user_id
+
+
+def _times(session: SessionRecord) -> dict[str, Any]:
+    """What `session_info` says of a session that was there before."""
+    if not session.created_ms:
+        return {}
+    return {
+        "createdAt": iso_time(session.created_ms),
+        "lastActivityAt": iso_time(session.active_ms),
+    }
 
 
 def _text(outcome: Answer | ChuckyError) -> str:

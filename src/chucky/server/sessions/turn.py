@@ -16,6 +16,7 @@ from chucky.server.engines.base import Answer, ToolOutcome, ToolSpec
 from chucky.server.ledger.accounts import Bill
 from chucky.server.model.meter import Meter
 from chucky.server.model.payment import Payer
+from chucky.server.sessions.log import SessionLog, Write
 from chucky.server.sessions.toolcalls import ToolCalls
 
 # The published Python clients, which are the ones that speak the wrapped form, break off at a
@@ -27,6 +28,11 @@ _COUNTED_DIGITS = 12  # the last of the five parts of a UUID
 class TurnPayer(Payer, Protocol):
     """Pays for a turn, as the session sees it."""
 
+    @property
+    def charged_nanos(self) -> int:
+        """What its model calls have cost so far."""
+        ...
+
     def overdue(self) -> ChuckyError | None:
         """The error of a turn whose time is over while it waits for money; None if it does not."""
         ...
@@ -35,8 +41,11 @@ class TurnPayer(Payer, Protocol):
         """End the turn; what it has cost is written soon. Safe to call again."""
         ...
 
-    async def close(self) -> Bill:
+    async def close(self, finish: Callable[[Bill], Write] | None) -> Bill:
         """End the turn, and wait until all it has cost is written.
+
+        Args:
+            finish: Gives what is to be written with it. It is called in another thread.
 
         Raises:
             ChuckyError: It could not be written in time; it will be.
@@ -66,6 +75,7 @@ class RunningTurn:
         outbox: Outbox,
         tool_calls: ToolCalls,
         open_payer: OpenPayer,
+        log: SessionLog | None,
     ) -> None:
         self.turn_id = str(uuid.uuid4())
         self.meter = Meter()
@@ -74,6 +84,9 @@ class RunningTurn:
         self._form = form
         self._outbox = outbox
         self._tool_calls = tool_calls
+        self._log = log
+        if log is not None:
+            log.begin_turn(self.turn_id, form.value)
         self._started_at = time.monotonic_ns()
         # A message gets an id of its own; one that is random in all its digits takes longer to
         # make than the rest of a partial message.
@@ -122,12 +135,28 @@ class RunningTurn:
 
     async def emit(self, message: dict[str, Any]) -> None:
         """Send a message of the agent, in the form of the input."""
-        ids = {"uuid": self._next_id(), "session_id": self._session_id}
-        frame = wire.message_frame({**message, **ids}, self._form)
+        message = self.addressed(message)
+        text = wire.message_text(message)
+        if self._log is not None:
+            self._log.append("message", text)
+        await self.send(message, text)
+
+    def addressed(self, message: dict[str, Any]) -> dict[str, Any]:
+        """The message with its ids."""
+        return {**message, "uuid": self._next_id(), "session_id": self._session_id}
+
+    async def send(self, message: dict[str, Any], text: str) -> None:
+        """Send a message that is logged already.
+
+        Args:
+            message: The message, with its ids.
+            text: The same as JSON text.
+        """
+        frame = wire.message_frame(text, self._form)
         too_long = self._form is wire.Form.WRAPPED and len(frame) > _LONGEST_WRAPPED_FRAME
         if too_long and message["type"] == "user":
             # Only the echo to the client is shortened: its tool made the result, the model has it.
-            frame = wire.message_frame({**_shortened(message), **ids}, self._form)
+            frame = wire.message_frame(wire.message_text(_shortened(message)), self._form)
         await self._outbox.send(frame)
 
     async def emit_event(self, event_json: str) -> None:

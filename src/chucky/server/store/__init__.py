@@ -10,11 +10,12 @@ from chucky.server.ledger.rows import LedgerRows
 from chucky.server.settings import Settings
 from chucky.server.store.database import now_ms
 from chucky.server.store.lock import ServeLock
-from chucky.server.store.opening import missing_migrations
+from chucky.server.store.opening import missing_migrations, open_database
 from chucky.server.store.projects import Store
+from chucky.server.store.session_rows import SessionReader
 from chucky.server.store.sqlite_ledger import SqliteLedgerRows
 
-__all__ = ["ServeLock", "Store", "missing_migrations", "open_ledger", "open_store"]
+__all__ = ["ServeLock", "Store", "missing_migrations", "open_ledger", "open_sessions", "open_store"]
 
 
 def open_ledger(settings: Settings, clock_ms: Callable[[], int] = now_ms) -> LedgerRows:
@@ -33,6 +34,15 @@ def open_ledger(settings: Settings, clock_ms: Callable[[], int] = now_ms) -> Led
             "(ledger = false)."
         )
     return SqliteLedgerRows.open(settings.db, clock_ms)
+
+
+def open_sessions(settings: Settings) -> SessionReader:
+    """Open the sessions in the store the settings name. Blocks, for milliseconds as a rule.
+
+    Raises:
+        ValidationError: The store cannot be opened.
+    """
+    return SessionReader(open_database(settings.db))
 
 
 def open_store(settings: Settings, *, create: bool = True) -> Store:

@@ -7,7 +7,7 @@ by :mod:`chucky.server.ledger.booking`.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +16,8 @@ from chucky.server.ledger.accounts import Account, AccountKey, Holder
 from chucky.server.ledger.rows import AnchorKey, Changes, Ending, Entry, Reservation
 from chucky.server.ledger.windows import Window
 from chucky.server.model.pricing import Usage
+from chucky.server.sessions.log import Event, Progress, SessionRecord
+from chucky.server.store import session_rows
 from chucky.server.store.database import now_ms, store_error
 from chucky.server.store.sqlite_file import Connection, faults, open_file, transaction
 
@@ -168,6 +170,7 @@ class SqliteLedgerTransaction:
 
     def __init__(self, connection: Connection, now_ms: int, price_ids: dict[str, int]) -> None:
         self.now_ms = now_ms
+        self._connection = connection
         self._execute = connection.execute
         self._execute_many = connection.executemany
         self._price_ids = price_ids
@@ -246,6 +249,20 @@ class SqliteLedgerTransaction:
     def forget_windows(self, project_id: str, user_id: str, kind: str) -> None:
         """Drop the sums of a window kind."""
         self._execute(_FORGET_WINDOWS, (kind, project_id, user_id))
+
+    def append_events(
+        self, session: SessionRecord, events: Sequence[Event], progress: Progress
+    ) -> None:
+        """Write events of a session."""
+        session_rows.append_events(self._connection, self.now_ms, session, events, progress)
+
+    def fork_session(self, copy: SessionRecord, original_id: str) -> None:
+        """Write a copy of a session."""
+        session_rows.fork_session(self._connection, self.now_ms, copy, original_id)
+
+    def delete_session(self, session_id: str) -> None:
+        """Delete a session."""
+        session_rows.delete_session(self._connection, session_id)
 
     def write(self, changes: Changes) -> None:
         """Write what a batch of operations changed."""

@@ -110,6 +110,7 @@ def test_the_whole_service_works_on_postgresql_with_several_servers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("CHUCKY_LEDGER", "false")
+    monkeypatch.setenv("CHUCKY_SESSION_LOG", "false")
     serve = [chucky_command, "serve", "--port", "0", "--db", postgres_db]
     with run_server(serve, tmp_path) as one, run_server(serve, tmp_path) as two:
         code, said, _ = run(
@@ -140,6 +141,7 @@ def test_a_server_shows_its_database_without_the_password(
 ) -> None:
     monkeypatch.setenv("CHUCKY_DB", postgres_url)
     monkeypatch.setenv("CHUCKY_LEDGER", "false")
+    monkeypatch.setenv("CHUCKY_SESSION_LOG", "false")
     process = subprocess.Popen(
         [chucky_command, "serve", "--port", "0", "--log-level", "debug"],
         cwd=tmp_path,

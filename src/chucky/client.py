@@ -22,9 +22,10 @@ from chucky.options import (
     TokenSource,
     overridden,
 )
-from chucky.session import Content, Session
+from chucky.session import Session
 from chucky.sessionlog import logger
 from chucky.tools import Tool
+from chucky.usermessage import Content
 
 P = ParamSpec("P")
 

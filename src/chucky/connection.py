@@ -232,7 +232,11 @@ class Connection:
         if frame and frame.reason:
             how += f", {frame.reason!r}"
         when = "" if self._is_ready else " before the server was ready"
-        return ChuckyConnectionError(f"The connection to {self._address} was closed{when} ({how}).")
+        error = ChuckyConnectionError(
+            f"The connection to {self._address} was closed{when} ({how})."
+        )
+        error.close_code = None if frame is None else frame.code
+        return error
 
 
 async def _ask(token: TokenSource, timeout: float) -> str:

@@ -54,9 +54,16 @@ class ChuckyError(RuntimeError):
 
 
 class ChuckyConnectionError(ChuckyError, ConnectionError):
-    """The server cannot be reached, or the connection to it was lost."""
+    """The server cannot be reached, or the connection to it was lost.
+
+    Attributes:
+        session_id: The session whose connection it was, to be resumed; ``""`` if it has none yet.
+        close_code: The code the connection was closed with; None if it just ended.
+    """
 
     default_code = "CONNECTION_ERROR"
+    session_id: str = ""
+    close_code: int | None = None
 
 
 class ChuckyTimeoutError(ChuckyError, TimeoutError):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, TypeVarTuple
 
@@ -16,24 +16,24 @@ from chucky.errors import (
     ChuckyError,
     ChuckyTimeoutError,
     SessionError,
-    ValidationError,
     error_from_wire,
 )
+from chucky.link import Link
 from chucky.messages import Message, PromptResult, result_from_error, result_from_wire
-from chucky.options import ChuckyOptions, PromptOptions, check_text, chosen, init_options
+from chucky.options import ChuckyOptions, PromptOptions, chosen, init_options
 from chucky.outputformat import OutputFormat
-from chucky.sessionlog import FrameLog, SessionLog
+from chucky.sessionlog import SessionLog
+from chucky.toolanswers import ToolAnswers
 from chucky.tools import Tool, ToolResult, call_tool, error_result
 from chucky.toolservers import ToolServers
 from chucky.turn import Turn, TurnStream
+from chucky.usermessage import Content, check_size, user_frame
 
 Args = TypeVarTuple("Args")
 
 MAX_WAITING_TURNS = 100
 MAX_RUNNING_TOOLS = 100
 INTERRUPT_TIMEOUT_SECONDS = 10.0
-
-Content = str | list[dict[str, Any]]
 
 # The call whose tool this code runs in, also in the tasks and threads that the tool starts.
 _tool_task: ContextVar[asyncio.Task[None] | None] = ContextVar("chucky_tool_task", default=None)
@@ -66,7 +66,6 @@ class Session:
         self.session_options = session_options or PromptOptions()
         self.options.check()
         self.session_options.check()
-        self.debug = debug
         servers = ToolServers.of(
             chosen("mcp_servers", options, self.session_options), self.session_options.tools
         )
@@ -83,6 +82,9 @@ class Session:
         self._session_id = ""
         self._server_capabilities: frozenset[str] = frozenset()
         self._introduced = asyncio.Event()
+        self._link = Link(options, self._init, self._log, debug=debug)
+        self._answers = ToolAnswers()
+        self._silence: ChuckyTimeoutError | None = None
         self._max_frame_bytes = MAX_FRAME_BYTES  # until the server says how much it takes
         self._connection: Connection | None = None
         self._connecting = asyncio.Lock()
@@ -97,12 +99,22 @@ class Session:
         self._untaken: deque[Turn] = deque()
         self._failure: ChuckyError | None = None
         self._closed = False
+        self._is_resting = False
 
     async def __aenter__(self) -> Session:
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
         await self.close()
+
+    @property
+    def debug(self) -> bool:
+        """Whether every frame is logged, from the next connection on."""
+        return self._link.debug
+
+    @debug.setter
+    def debug(self, debug: bool) -> None:
+        self._link.debug = debug
 
     @property
     def session_id(self) -> str:
@@ -122,14 +134,10 @@ class Session:
             AuthenticationError: The server refused the token.
             SessionError: The session is closed, or too many messages wait already.
         """
-        frame = _user_frame(message, self._session_id)
+        frame = user_frame(message, self._session_id)
         self._check_usable()
         await self._connect()
-        if len(frame) > self._max_frame_bytes:
-            raise ValidationError(
-                f"The message has {len(frame)} bytes, and the server takes "
-                f"{self._max_frame_bytes}; send less at once."
-            )
+        check_size(frame, self._max_frame_bytes)
         if max(len(self._queued), len(self._untaken)) >= MAX_WAITING_TURNS:
             raise SessionError(
                 f"The answers to {MAX_WAITING_TURNS} messages are waiting; read them with "
@@ -179,11 +187,9 @@ class Session:
 
     async def _wait_introduced(self) -> None:
         """Wait until the server has said what it can, or shows that it says nothing about it."""
-        try:
+        with suppress(TimeoutError):  # then it cannot
             async with asyncio.timeout(INTERRUPT_TIMEOUT_SECONDS):
                 await self._introduced.wait()
-        except TimeoutError:
-            pass  # then it cannot
 
     async def close(self) -> None:
         """Close the session; a running turn is stopped. May be called more than once.
@@ -215,14 +221,12 @@ class Session:
             self._closing_tool = _tool_task.get()
         if self._opening is not None:
             self._opening.reschedule(asyncio.get_running_loop().time())
-        if self._connection is not None:
-            await self._connection.close()
+        await self._close_connection()
 
     async def _wait_stopped(self) -> None:
         if self._runner is None:
             return
-        tool_task = _tool_task.get()
-        if tool_task is not None and tool_task is self._closing_tool:
+        if self._closing_tool is not None and self._closing_tool is _tool_task.get():
             return  # the runner waits for this tool
         _done, pending = await asyncio.wait([self._runner], timeout=CLOSE_TIMEOUT_SECONDS)
         if pending:
@@ -250,44 +254,69 @@ class Session:
             self._check_usable()
             if self._connection is not None:
                 return
-            try:
-                # close() lets this time-out expire, so that it ends connecting at once.
-                async with asyncio.timeout(None) as self._opening:
-                    connection = await Connection.open(
-                        url=self.options.url,
-                        token=self.options.token,
-                        init=self._init,
-                        timeout=self.options.timeout,
-                        keepalive_interval=self.options.keepalive_interval,
-                        frame_log=FrameLog(self._log) if self.debug else None,
-                    )
-            except TimeoutError:
-                self._check_usable()
-                raise
-            finally:
-                self._opening = None
-            self._connection = connection
+            connection = await self._opened(self._link.open())
+            self._connection, self._is_resting, self._silence = connection, False, None
             running = asyncio.Event()
             self._runner = asyncio.create_task(self._run(connection, running))
             await running.wait()
         self._check_usable()
 
+    async def _opened(self, opening: Awaitable[Connection]) -> Connection:
+        try:
+            # close() lets this time-out expire, so that it ends connecting at once.
+            async with asyncio.timeout(None) as self._opening:
+                return await opening
+        except TimeoutError:
+            self._check_usable()
+            raise
+        finally:
+            self._opening = None
+
     async def _run(self, connection: Connection, running: asyncio.Event) -> None:
-        """Read until the connection ends; what runs beside the reading ends with it."""
+        """Read until the session ends; what runs beside the reading ends with it."""
         async with asyncio.TaskGroup() as self._tasks:
-            keep_alive = self._tasks.create_task(
-                self._watch(connection.keep_alive, lambda: self._current is not None)
-            )
             running.set()
             try:
-                await self._watch(self._read, connection)
+                await self._watch(self._serve, connection)
             finally:
-                self._fail(SessionError("The session was cancelled."))
-                keep_alive.cancel()
+                if not self._is_resting:
+                    self._fail(SessionError("The session was cancelled."))
                 for task in self._running_tools.values():
                     if task is not self._closing_tool:
                         task.cancel()
+                await self._close_connection()
+
+    async def _serve(self, connection: Connection) -> None:
+        """Read from one connection after the other, as long as a lost one can be taken up."""
+        while True:
+            try:
+                await self._read(connection)
+            except ChuckyConnectionError as lost:
                 await connection.close()
+                error = self._silence or lost
+                is_wanted = not self._closed and self._failure is None
+                if not is_wanted or not self._link.can_be_taken_up(lost):
+                    raise error from None
+                if self._current is None and not self._queued:
+                    # Nothing is missed: the next message makes the next connection.
+                    self._is_resting, self._connection = True, None
+                    return
+                connection = await self._take_up(error)
+
+    async def _take_up(self, error: ChuckyError) -> Connection:
+        """Connect again, and go on where the lost connection ended.
+
+        Raises:
+            ChuckyError: The server refuses, or cannot be reached for too long.
+        """
+        self._connection = None
+        self._log.info("session %s: the connection was lost (%s)", self._session_id, error)
+        connection = await self._opened(self._link.open_again(error))
+        self._connection, self._silence = connection, None
+        if self._current is not None:
+            # If the server has it already, it does not begin a second turn.
+            await connection.send(self._current.frame)
+        return connection
 
     async def _watch(self, work: Callable[[*Args], Awaitable[None]], *args: *Args) -> None:
         """Do a part of the background work; when it fails, the session ends.
@@ -303,12 +332,22 @@ class Session:
             self._fail(SessionError(f"The client failed: {error!r}"))
         else:
             return
-        if self._connection is not None:
-            await self._connection.close()  # which ends the reading, and that everything else
+        await self._close_connection()  # which ends the reading, and that everything else
 
     async def _read(self, connection: Connection) -> None:
-        while True:
-            await self._handle(await connection.receive())
+        assert self._tasks is not None
+        keep_alive = self._tasks.create_task(self._watch(self._keep_alive, connection))
+        try:
+            while True:
+                await self._handle(await connection.receive())
+        finally:
+            keep_alive.cancel()
+
+    async def _keep_alive(self, connection: Connection) -> None:
+        try:
+            await connection.keep_alive(lambda: self._current is not None)
+        except ChuckyTimeoutError as silence:
+            self._silence = silence  # the reading has ended, and says so for another reason
 
     def _fail(self, error: ChuckyError) -> None:
         """Make ``error`` what everything from now on raises; only the first one counts."""
@@ -365,12 +404,12 @@ class Session:
                 self._on_control(action, data)
             case wire.Unknown(kind):
                 self._log.debug("session %s: ignored a frame of type %r", self._session_id, kind)
-            case wire.Pong():
-                pass
 
     async def _on_message(self, message: dict[str, Any]) -> None:
         self._introduced.set()
         self._learn_id(message.get("session_id"))
+        if self._link.was_seen(message):
+            return
         turn = self._current
         if turn is None:
             self._log.debug("session %s: a message outside any turn", self._session_id)
@@ -384,7 +423,7 @@ class Session:
 
     def _learn_id(self, session_id: object) -> None:
         if isinstance(session_id, str) and session_id:
-            self._session_id = self._log.session_id = session_id
+            self._session_id = self._log.session_id = self._link.session_id = session_id
 
     async def _end_turn(self, turn: Turn, result: PromptResult) -> None:
         if result.get("subtype") == "error":
@@ -410,6 +449,8 @@ class Session:
             named = data.get("capabilities")
             if isinstance(named, list):
                 self._server_capabilities = frozenset(map(str, named))
+            if wire.REPLAY in self._server_capabilities:
+                self._link.begin_at(data.get("seq"))
             self._introduced.set()
         elif action == "close":
             raise ChuckyConnectionError("The server closed the session.")
@@ -417,6 +458,9 @@ class Session:
     async def _on_tool_call(self, call: wire.ToolCall) -> None:
         tool = self._tools.get(call.tool_name)
         if call.call_id in self._running_tools or self._tasks is None:
+            return
+        if self._link.is_replayed and (known := self._answers.known(call)) is not None:
+            await self._send(known)  # it was on its way when the connection was lost
             return
         if tool is None:
             await self._answer(call, error_result(f"Unknown tool: {call.tool_name}"))
@@ -443,50 +487,14 @@ class Session:
         await self._answer(call, result)
 
     async def _answer(self, call: wire.ToolCall, result: ToolResult) -> None:
-        if self._connection is None:
-            return
-        frame = wire.tool_result_frame(call.call_id, result.content, is_error=result.is_error)
-        if len(frame) > self._max_frame_bytes:
-            # Sent all the same it would cost the connection, and the model would never know.
-            too_large = error_result(
-                f"Error: the result of tool {call.tool_name!r} has {len(frame)} bytes, and the "
-                f"server takes {self._max_frame_bytes}; have it return less."
-            )
-            frame = wire.tool_result_frame(call.call_id, too_large.content, is_error=True)
-        await self._connection.send(frame)
+        frame = self._answers.frame(call, result, self._max_frame_bytes)
+        self._answers.remember(call, frame)
+        await self._send(frame)
 
+    async def _send(self, frame: str) -> None:
+        if self._connection is not None:
+            await self._connection.send(frame)
 
-def _user_frame(message: object, session_id: str) -> str:
-    """Make the frame of a user message.
-
-    Raises:
-        ValidationError: The message cannot be sent; the sentence says why.
-    """
-    _check_content(message)
-    content: Any = message
-    try:
-        return wire.user_frame(content, uuid=str(uuid.uuid4()), session_id=session_id)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ValidationError(
-            f"A content block cannot be sent as JSON ({error}); binary data travels as base64."
-        ) from None
-
-
-def _check_content(message: object) -> None:
-    if isinstance(message, str):
-        check_text("The message", message)
-        if not message.strip():
-            raise ValidationError("The message is empty; send some text.")
-        return
-    if not isinstance(message, list) or not message:
-        raise ValidationError(
-            "The message must be text or a non-empty list of content blocks, not "
-            f"{type(message).__name__}."
-        )
-    for block in message:
-        kind = block.get("type") if isinstance(block, dict) else None
-        if not isinstance(kind, str) or kind not in wire.CONTENT_BLOCK_TYPES:
-            kinds = ", ".join(sorted(wire.CONTENT_BLOCK_TYPES))
-            raise ValidationError(f"A content block must have one of the types {kinds}.")
-        if kind == "text":
-            check_text("The text of a content block", block.get("text"))
+    async def _close_connection(self) -> None:
+        if self._connection is not None:
+            await self._connection.close()

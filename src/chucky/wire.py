@@ -26,7 +26,8 @@ from chucky.jsontext import read_json
 INTERRUPT = "interrupt"  # the client may send control `interrupt` during a turn
 ERROR_FRAMES = "error_frames"  # the server may send `error` frames between turns
 RESULT_DETAILS = "result_details"  # results carry `error`, `model`, `stop_reason`, `turn_cost_usd`
-CAPABILITIES = (INTERRUPT, ERROR_FRAMES, RESULT_DETAILS)
+REPLAY = "replay"  # messages are numbered, and a lost connection can be taken up again
+CAPABILITIES = (INTERRUPT, ERROR_FRAMES, RESULT_DETAILS, REPLAY)
 
 FLAT_MESSAGE_TYPES = frozenset({"system", "assistant", "user", "result", "stream_event"})
 CONTENT_BLOCK_TYPES = frozenset({"text", "image", "document"})
@@ -232,6 +233,18 @@ def message_frame(text: str, form: Form) -> str:
         form: The form.
     """
     return f'{{"type":"sdk_message","payload":{text}}}' if form is Form.WRAPPED else text
+
+
+def numbered(frame: str, seq: int, delta: int = 0) -> str:
+    """Add its number to the frame of a flat message.
+
+    Args:
+        frame: The frame.
+        seq: The number of a complete message, or of the one before a partial message.
+        delta: The count of a partial message after that one; 0 for a complete message.
+    """
+    number = f'"seq":{seq},"delta":{delta}' if delta else f'"seq":{seq}'
+    return f"{frame[:-1]},{number}}}"
 
 
 def stream_event_frame(event_json: str, *, session_id: str, uuid: str, form: Form) -> str:

@@ -95,6 +95,7 @@ SAMPLES: dict[str, tuple[str, Any]] = {
     "min_output_tokens": ("100", 100),
     "ledger": ("off", False),
     "session_log": ("off", False),
+    "reconnect_grace_seconds": ("1.5", 1.5),
     "succession": ("off", False),
     "log_level": ("Debug", "debug"),
 }

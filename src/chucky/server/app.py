@@ -44,11 +44,13 @@ from chucky.server.policy import ProjectPolicy
 from chucky.server.projects import Project, ProjectDirectory
 from chucky.server.provider import OFFLINE_NOTICE, opening_provider
 from chucky.server.sessions.archive import Archive
+from chucky.server.sessions.host import Host
 from chucky.server.sessions.log import Past
+from chucky.server.sessions.mailbox import Outbox
 from chucky.server.sessions.past import Resumption
 from chucky.server.sessions.registry import Registry
 from chucky.server.sessions.session import Limits, Session
-from chucky.server.sessions.turn import Outbox, TurnPayer
+from chucky.server.sessions.turn import TurnPayer
 from chucky.server.settings import Settings
 from chucky.server.store import ServeLock, open_ledger, open_sessions, open_store
 
@@ -191,6 +193,7 @@ class Service:
         self._registry = Registry(
             sessions_per_user=settings.max_sessions_per_user, policy_of=self._policy_of
         )
+        self._host = Host(self._registry, grace_seconds=settings.reconnect_grace_seconds)
         self._logged_notices: set[str] = set()
         directory.on_change(self._stop_revoked)
 
@@ -220,6 +223,7 @@ class Service:
                     each.result()  # a part that failed ends the server
         finally:
             await self._stop_all()
+            await self._host.close()
             server.should_exit = True
             for each in keeping:
                 each.cancel()
@@ -231,9 +235,13 @@ class Service:
             open_session=self._open_session,
             admit=self._admit,
             recall=self._recall,
+            complete=self._complete,
         )
         edge = WebSocketEdge(
-            doorkeeper, self._registry, idle_timeout_seconds=self._settings.idle_timeout_seconds
+            doorkeeper,
+            self._registry,
+            self._host,
+            idle_timeout_seconds=self._settings.idle_timeout_seconds,
         )
         rest = RestEdge(authenticate=self._authenticate, usage=self._usage)
         return Starlette(
@@ -267,6 +275,9 @@ class Service:
             open_payer=self._open_payer,
             post=None if self._archive is None else self._archive.post,
         )
+
+    async def _complete(self, session_id: str, after_seq: int) -> list[tuple[int, str]]:
+        return [] if self._archive is None else await self._archive.complete(session_id, after_seq)
 
     async def _recall(self, identity: Identity, asked: Resumption) -> Past:
         if self._archive is None:

@@ -89,6 +89,7 @@ class Settings:
         model_attempts: How often a model call is tried, the first time included.
         allowed_betas: Beta features of the provider that clients may ask for.
         min_output_tokens: A model call is made if its input and so much output can be paid for.
+        reconnect_grace_seconds: How long a session whose connection was lost waits for its client.
         session_log: Whether sessions are kept, to be resumed. Off, they end with their connection.
         ledger: Whether budgets are kept. Off, everything is paid for and nothing is booked.
         succession: Whether the successor answers for a model its vendor has retired.
@@ -121,6 +122,7 @@ class Settings:
     min_output_tokens: int = 64
     ledger: bool = True
     session_log: bool = True
+    reconnect_grace_seconds: float = 60.0
     succession: bool = True
     models: Mapping[str, Any] = field(default_factory=dict)
     prices: Mapping[str, Any] = field(default_factory=dict)
@@ -452,6 +454,7 @@ _READERS: Final[Mapping[str, _Reader]] = {
     "min_output_tokens": _whole(1, 4_096),
     "ledger": _read_flag,
     "session_log": _read_flag,
+    "reconnect_grace_seconds": _seconds(0.1, 3_600),
     "succession": _read_flag,
     "models": _read_table,
     "prices": _read_table,

@@ -18,11 +18,12 @@ from chucky.errors import AuthenticationError, ChuckyError, SessionError
 from chucky.server.admission import Grant
 from chucky.server.auth import Identity
 from chucky.server.edge.outlet import Outlet
+from chucky.server.sessions.host import Host, Running
 from chucky.server.sessions.log import Past
+from chucky.server.sessions.mailbox import Outbox, Position
 from chucky.server.sessions.past import Resumption
 from chucky.server.sessions.registry import Registry
 from chucky.server.sessions.session import Session
-from chucky.server.sessions.turn import Outbox
 
 logger = logging.getLogger("chucky.server")
 
@@ -48,21 +49,29 @@ class Doorkeeper:
         open_session: Makes the session of an identity.
         admit: Decides on the options a client asks for.
         recall: Finds the session that a grant goes on with, or makes a new one; raises ChuckyError.
+        complete: Reads messages that only a session's log has.
     """
 
     authenticate: Callable[[str], Awaitable[Identity]]
     open_session: Callable[[Identity, Outbox], Session]
     admit: Callable[[Identity, Mapping[str, Any]], Grant | ChuckyError]
     recall: Callable[[Identity, Resumption], Awaitable[Past]]
+    complete: Callable[[str, int], Awaitable[list[tuple[int, str]]]]
 
 
 class WebSocketEdge:
     """Serves sockets."""
 
     def __init__(
-        self, doorkeeper: Doorkeeper, registry: Registry, *, idle_timeout_seconds: float
+        self,
+        doorkeeper: Doorkeeper,
+        registry: Registry,
+        host: Host,
+        *,
+        idle_timeout_seconds: float,
     ) -> None:
         self._doorkeeper = doorkeeper
+        self._host = host
         self._registry = registry
         self._idle_timeout_seconds = idle_timeout_seconds
 
@@ -73,10 +82,12 @@ class WebSocketEdge:
         refusal to every client: a refused upgrade shows as an error of their library.
         """
         await websocket.accept()
-        socket = _Socket(websocket, self._doorkeeper, self._idle_timeout_seconds)
+        socket = _Socket(
+            websocket, self._doorkeeper, self._host, self._registry, self._idle_timeout_seconds
+        )
         try:
             identity, options = await self._identify(websocket)
-            session = socket.attach(identity)
+            socket.attach(identity)
             self._registry.add(socket)
         except wire.FrameError as error:
             await socket.refuse_frame(error)
@@ -87,7 +98,7 @@ class WebSocketEdge:
         except WebSocketDisconnect:
             return
         try:
-            await socket.serve(session, options)
+            await socket.serve(options)
         finally:
             self._registry.remove(socket)
 
@@ -120,23 +131,32 @@ class _Socket:
     """One socket with its session: an :class:`Outbox`, and an entry of the register."""
 
     identity: Identity
+    _session: Session
 
     def __init__(
-        self, websocket: WebSocket, doorkeeper: Doorkeeper, idle_timeout_seconds: float
+        self,
+        websocket: WebSocket,
+        doorkeeper: Doorkeeper,
+        host: Host,
+        registry: Registry,
+        idle_timeout_seconds: float,
     ) -> None:
         self._websocket = websocket
         self._outlet: Outlet = websocket.state.outlet
         self._doorkeeper = doorkeeper
+        self._host = host
+        self._registry = registry
         self._idle_timeout_seconds = idle_timeout_seconds
         self._tasks: asyncio.TaskGroup | None = None
-        self._session: Session | None = None
+        self._running: Running | None = None
+        self._following: asyncio.Task[None] | None = None
         self._gone = False
+        self._is_lost = False
 
-    def attach(self, identity: Identity) -> Session:
+    def attach(self, identity: Identity) -> None:
         """Make the session whose frames go through this socket."""
         self.identity = identity
         self._session = self._doorkeeper.open_session(identity, self)
-        return self._session
 
     async def send(self, frame: str) -> None:
         """Send one frame. To a client that is gone nothing is sent, and nothing raised:
@@ -167,40 +187,74 @@ class _Socket:
         await self.refuse(error, PROTOCOL_VIOLATION)
 
     @property
+    def is_connected(self) -> bool:
+        """Whether its client is there; see :class:`Attached`."""
+        return True
+
+    @property
     def session_id(self) -> str:
         """The session's id; see :class:`Attached`."""
-        return "" if self._session is None else self._session.session_id
+        return self._session.session_id
 
     def stop(self, error: ChuckyError) -> None:
         """End the session from outside; see :class:`Attached`."""
         self._begin_ending(self._stop(error))
 
-    async def serve(self, session: Session, options: dict[str, Any] | None) -> None:
+    async def serve(self, options: dict[str, Any] | None) -> None:
         """Serve the session until the client leaves or is sent away."""
         await self.send(wire.control_frame("ready"))
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
-                answering = tasks.create_task(session.run())
                 if options is not None:
-                    await self._begin(session, options)
-                await self._read(session)
-                # From here on there is nothing left to stop.
-                self._tasks = None
-                answering.cancel()
+                    await self._begin(options)
+                await self._read()
+                self._tasks = None  # there is nothing left to stop
+                self._stop_following()
         except* _Ended:
             pass
         finally:
             self._tasks = None
+            await self._leave()
 
-    async def _read(self, session: Session) -> None:
+    async def _leave(self) -> None:
+        """End the session, or let it go on without this connection."""
+        running, self._running = self._running, None
+        if running is None:
+            return
+        session = running.session
+        session.detach(self)
+        if self._is_lost and session.can_be_taken_up:
+            self._host.leave(running)
+        else:
+            await running.end()
+
+    def release(self) -> Running | None:
+        """Give the session away; see :class:`Attached`."""
+        running, self._running = self._running, None
+        if running is not None:
+            running.session.detach(self)
+            self._begin_ending(self._end(NORMAL_CLOSURE, "session_taken_over"))
+        return running
+
+    async def _follow(self, running: Running) -> None:
+        """Fail with a session that fails by a fault of ours, so that its client is not left."""
+        await asyncio.wait([running.answering])
+        if self._running is running and not running.answering.cancelled():
+            running.answering.result()
+
+    def _stop_following(self) -> None:
+        if self._following is not None:
+            self._following.cancel()
+
+    async def _read(self) -> None:
         try:
             while True:
                 try:
                     async with asyncio.timeout(self._idle_timeout_seconds):
                         text = await _receive(self._websocket)
                 except TimeoutError:
-                    if session.busy:
+                    if self._running is not None and self._running.session.busy:
                         continue
                     await self._close(NORMAL_CLOSURE)
                     return
@@ -208,24 +262,25 @@ class _Socket:
                 if isinstance(frame, wire.Control) and frame.action == "close":
                     await self._close(NORMAL_CLOSURE)
                     return
-                await self._handle(session, frame)
+                await self._handle(frame)
         except wire.FrameError as error:
             await self.refuse_frame(error)
         except ChuckyError as error:
             await self.refuse(error)
         except WebSocketDisconnect:
-            self._gone = True
+            self._gone = self._is_lost = True
 
-    async def _handle(self, session: Session, frame: wire.ClientFrame) -> None:
+    async def _handle(self, frame: wire.ClientFrame) -> None:
+        session = self._session
         match frame:
             case wire.Init(options):
                 if session.begun:
                     raise wire.FrameError("init", "may come only once, and before any message")
-                await self._begin(session, options)
+                await self._begin(options)
             case wire.UserInput():
                 if not session.begun:
-                    await self._begin(session, frame.options)
-                session.submit(frame)
+                    await self._begin(frame.options)
+                self._session.submit(frame)
             case wire.ToolReply():
                 session.deliver(frame)
             case wire.Ping(timestamp):
@@ -235,24 +290,49 @@ class _Socket:
             case wire.Control() | wire.Unknown():
                 logger.info("session %s: ignored %.100r", session.session_id, frame)
 
-    async def _begin(self, session: Session, options: Mapping[str, Any]) -> None:
+    async def _begin(self, options: Mapping[str, Any]) -> None:
         # One SDK names its sandbox in the url; it is an option like any other.
         if vessel := self._websocket.query_params.get("vessel"):
             options = {"vessel": vessel, **options}
+        after = _last_seen(options)
+        taken_up = None if after is None else self._taken_up(options)
+        running = taken_up or await self._begun(options)
+        session = self._session = running.session
+        self._running = running
+        if self._tasks is not None:
+            self._following = self._tasks.create_task(self._follow(running))
+        if after is None or not session.can_be_taken_up:
+            return
+        if taken_up is None:
+            await session.replay(self, after, self._doorkeeper.complete)
+        else:
+            await session.take_up(self.identity, self, after, self._doorkeeper.complete)
+
+    def _taken_up(self, options: Mapping[str, Any]) -> Running | None:
+        """The session that this connection goes on with, if it still runs."""
+        session_id = options.get("resume") or options.get("sessionId")
+        if not isinstance(session_id, str):
+            return None
+        return self._host.take(self.identity, session_id)
+
+    async def _begun(self, options: Mapping[str, Any]) -> Running:
+        """The session of this connection, begun as the options ask."""
+        session = self._session
         named = options.get("capabilities")
         capabilities = frozenset(map(str, named)) if isinstance(named, list) else frozenset()
-        grant = self._doorkeeper.admit(session.identity, options)
-        past = None
-        if isinstance(grant, Grant) and grant.resumption is not None:
+        grant, past = self._doorkeeper.admit(self.identity, options), None
+        if isinstance(grant, Grant):
             try:
-                past = await self._doorkeeper.recall(session.identity, grant.resumption)
+                if grant.resumption is not None:
+                    past = await self._doorkeeper.recall(self.identity, grant.resumption)
+                self._registry.check_room(self.identity)
             except ChuckyError as error:
                 grant = error
         await session.begin(grant, capabilities, past)
+        return self._host.start(session)
 
     async def _stop(self, error: ChuckyError) -> None:
         """Let a running turn end with ``error`` as its result, then close."""
-        assert self._session is not None
         was_busy = self._session.busy
         self._session.stop(error)
         try:
@@ -286,6 +366,21 @@ class _Socket:
                 await self._websocket.close(code, reason)
         except (WebSocketDisconnect, RuntimeError, TimeoutError):
             pass  # it is closed already
+
+
+def _last_seen(options: Mapping[str, Any]) -> Position | None:
+    """The last message that a client has which comes back; None for one that begins.
+
+    Raises:
+        FrameError: It is malformed.
+    """
+    given = options.get("lastSeen")
+    if given is None:
+        return None
+    match given:
+        case {"seq": int(seq), "delta": int(delta)} if seq >= 0 and delta >= 0:
+            return Position(seq, delta)
+    raise wire.FrameError("init.lastSeen", "must have the numbers 'seq' and 'delta'")
 
 
 async def _receive(websocket: WebSocket) -> str | bytes:

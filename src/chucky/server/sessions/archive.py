@@ -65,6 +65,12 @@ class Archive:
             )
         return found
 
+    async def complete(self, session_id: str, after_seq: int) -> list[tuple[int, str]]:
+        """Read a session's messages behind a number, also those that are being written."""
+        await self._ledger.post(Also(lambda _transaction, _outcomes: None))
+        events = await asyncio.to_thread(self._reader.events, session_id, after_seq)
+        return [(event.seq, event.body) for event in events if event.kind == "message"]
+
     async def recover(self) -> int:
         """End the turns of a process that died, before this one begins any; return how many.
 

@@ -169,10 +169,21 @@ class SessionLog:
         self._progress = Progress()
         self._is_due = False
 
-    def append(self, kind: Kind, body: str) -> None:
-        """Append an event: what happened, as JSON text. It is written within a moment."""
-        self._events.append(Event(self._next_seq(), kind, self._turn_id, body))
+    @property
+    def last_seq(self) -> int:
+        """The number of the last event."""
+        return self._last_seq
+
+    def append(self, kind: Kind, body: str) -> int:
+        """Append an event: what happened, as JSON text. It is written within a moment.
+
+        Returns:
+            Its number.
+        """
+        event = Event(self._next_seq(), kind, self._turn_id, body)
+        self._events.append(event)
         self._schedule()
+        return event.seq
 
     def _next_seq(self) -> int:
         self._last_seq += 1
@@ -189,12 +200,13 @@ class SessionLog:
         """Whether a turn has begun and not ended."""
         return bool(self._turn_id)
 
-    def end_turn(self) -> Callable[[str, int, int], Write]:
+    def end_turn(self) -> tuple[int, Callable[[str, int, int], Write]]:
         """End the turn that runs.
 
         Returns:
-            What makes, of its result as JSON text, of how often the model answered and of what
-            that cost in nano-dollars, what is to be written. May be called in any thread.
+            The number of its result, and what makes, of the result as JSON text, of how often the
+            model answered and of what that cost in nano-dollars, what is to be written; that may
+            be called in any thread.
         """
         events, seq, turn_id = self._take_events(), self._next_seq(), self._turn_id
         self._turn_id = ""
@@ -203,7 +215,7 @@ class SessionLog:
             last = Event(seq, "message", turn_id, result)
             return self._writing([*events, last], Progress("", "", 1, calls, spent_nanos))
 
-        return ending
+        return seq, ending
 
     def _schedule(self) -> None:
         if not self._is_due:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Protocol
 
 from chucky.errors import ChuckyError, ConcurrencyLimitError, SessionError
 from chucky.server.auth import Identity
 from chucky.server.policy import ProjectPolicy
+
+if TYPE_CHECKING:
+    from chucky.server.sessions.host import Running
 
 # How long a session may take to end that goes on on another connection.
 TAKE_OVER_SECONDS = 10.0
@@ -25,6 +28,15 @@ class Attached(Protocol):
     @property
     def session_id(self) -> str:
         """Its id."""
+        ...
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether its client is there; if not, it may come back."""
+        ...
+
+    def release(self) -> Running | None:
+        """Give the session away to another connection, which goes on with it; None if it ends."""
         ...
 
     def stop(self, error: ChuckyError) -> None:
@@ -63,23 +75,44 @@ class Registry:
         Raises:
             ConcurrencyLimitError: The user or the project has as many open as it may have.
         """
-        identity = attached.identity
+        # A client that comes back takes up a session that is counted already: whether this one may
+        # begin another is asked when it says so.
+        self._check_room(attached.identity, connected_only=True)
+        self.enter(attached)
+
+    def check_room(self, identity: Identity) -> None:
+        """Check that a session that was entered may begin.
+
+        Raises:
+            ConcurrencyLimitError: With those whose clients are away there are too many.
+        """
+        self._check_room(identity, connected_only=False)
+
+    def _check_room(self, identity: Identity, *, connected_only: bool) -> None:
         policy = self._policy_of(identity)
-        of_user = len(self._by_user.get(_user(identity), ()))
+        others = 0 if connected_only else -1  # the one that begins is among them
+        of_user = others + _count(self.of_user(identity), connected_only=connected_only)
         _check(of_user, self._sessions_per_user, "close one and try again")
         _check(of_user, policy.max_user_sessions, "close one and try again")
         if policy.max_sessions is not None:
-            of_project = sum(
-                len(sessions)
-                for (project_id, _), sessions in self._by_user.items()
-                if project_id == identity.project_id
+            of_project = [each for each in self if each.identity.project_id == identity.project_id]
+            _check(
+                others + _count(of_project, connected_only=connected_only),
+                policy.max_sessions,
+                "try again when others have ended",
             )
-            _check(of_project, policy.max_sessions, "try again when others have ended")
-        self._by_user.setdefault(_user(identity), set()).add(attached)
+
+    def enter(self, attached: Attached) -> None:
+        """Enter a session that was let in before."""
+        self._by_user.setdefault(_user(attached.identity), set()).add(attached)
         self._empty.clear()
 
+    def of_user(self, identity: Identity) -> list[Attached]:
+        """The open sessions of a user."""
+        return list(self._by_user.get(_user(identity), ()))
+
     def remove(self, attached: Attached) -> None:
-        """Strike a session out."""
+        """Strike a session out. Safe to call again."""
         user = _user(attached.identity)
         sessions = self._by_user.get(user, set())
         sessions.discard(attached)
@@ -92,7 +125,7 @@ class Registry:
 
     async def take_over(self, identity: Identity, session_id: str) -> None:
         """End a session of this user that is open on another connection, and wait until it has."""
-        for attached in list(self._by_user.get(_user(identity), ())):
+        for attached in self.of_user(identity):
             if attached.session_id == session_id:
                 gone = self._gone.setdefault(attached, asyncio.Event())
                 attached.stop(
@@ -106,6 +139,10 @@ class Registry:
     async def wait_empty(self) -> None:
         """Wait until no session is open."""
         await self._empty.wait()
+
+
+def _count(sessions: Iterable[Attached], *, connected_only: bool) -> int:
+    return sum(each.is_connected or not connected_only for each in sessions)
 
 
 def _check(count: int, most: int | None, advice: str) -> None:

@@ -25,8 +25,9 @@ from chucky.server.model.payment import CutShortError
 from chucky.server.model.pricing import nanos_to_dollars
 from chucky.server.sessions.content import checked_content
 from chucky.server.sessions.log import Past, SessionLog, SessionRecord, Write
+from chucky.server.sessions.mailbox import Complete, Mailbox, Outbox, Position
 from chucky.server.sessions.toolcalls import ToolCalls
-from chucky.server.sessions.turn import Outbox, RunningTurn, TurnPayer
+from chucky.server.sessions.turn import RunningTurn, TurnPayer
 
 logger = logging.getLogger("chucky.server")
 
@@ -76,7 +77,7 @@ class Session:
         """
         self.session_id = str(uuid.uuid4())
         self.identity = identity
-        self._outbox = outbox
+        self._mailbox = Mailbox(outbox)
         self._engine = engine
         self._limits = limits
         self._recheck = recheck
@@ -84,7 +85,7 @@ class Session:
         self._post = post
         self._log: SessionLog | None = None
         self._tool_calls = ToolCalls(
-            lambda call: outbox.send(wire.tool_call_frame(call)),
+            lambda call: self._mailbox.send(wire.tool_call_frame(call)),
             timeout_seconds=limits.tool_timeout_seconds,
         )
         self._inputs: deque[wire.UserInput] = deque()
@@ -92,6 +93,7 @@ class Session:
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._grant: Grant | ChuckyError | None = None
         self._conversation: Conversation | None = None
+        self._info: dict[str, Any] = {}
         self._capabilities: frozenset[str] = frozenset()
         self._turn: RunningTurn | None = None
         self._idle = asyncio.Event()
@@ -139,19 +141,59 @@ class Session:
         past = past or Past(SessionRecord(self.session_id, *_owner(self.identity)))
         self._recall(past, grant)
         self._conversation = self._engine.open(self._spec(grant), _Memory(past.steps, self._log))
-        info = {
+        self._info = {
             "sessionId": self.session_id,
             "state": "ready",
             "messageCount": len(past.inputs),
             **_times(past.session),
             "model": grant.model.id,
             "tools": [tool.visible_name for tool in grant.tools],
-            "capabilities": list(wire.CAPABILITIES),
+            "capabilities": [
+                each for each in wire.CAPABILITIES if each != wire.REPLAY or self._log is not None
+            ],
             "ignored": list(grant.ignored),
             "notices": list(grant.notices),
             "maxFrameBytes": self._limits.frame_bytes,
+            **({} if self._log is None else {"seq": self._log.last_seq}),
         }
-        await self._outbox.send(wire.control_frame("session_info", info))
+        if self.can_be_taken_up:
+            assert self._log is not None
+            self._mailbox.keep(self._log.last_seq)
+        await self._mailbox.send(wire.control_frame("session_info", self._info))
+
+    @property
+    def can_be_taken_up(self) -> bool:
+        """Whether a lost connection does not end a running turn: the client may come back."""
+        return self.named(wire.REPLAY) and self._log is not None
+
+    def detach(self, outbox: Outbox) -> None:
+        """Go on without this connection."""
+        self._mailbox.detach(outbox)
+
+    async def take_up(
+        self, identity: Identity, outbox: Outbox, after: Position, complete: Complete
+    ) -> None:
+        """Go on with another connection of the same client.
+
+        Args:
+            identity: What its token says.
+            outbox: Where frames go from now on.
+            after: The last message the client has.
+            complete: Reads messages that only the log has.
+        """
+        self.identity = identity
+        await outbox.send(wire.control_frame("session_info", self._info))
+        await self.replay(outbox, after, complete)
+
+    async def replay(self, outbox: Outbox, after: Position, complete: Complete) -> None:
+        """Send what the client has not seen; see :meth:`take_up`."""
+        self._announced = self._announced or after.seq > 0
+        await self._mailbox.attach(outbox, after, partial(complete, self.session_id))
+        await self._tool_calls.send_again()
+
+    def abandon(self) -> None:
+        """Go on without a client, which stayed away for too long."""
+        self._tool_calls.abandon()
 
     def _recall(self, past: Past, grant: Grant) -> None:
         session = replace(past.session, model=grant.model.id)
@@ -224,7 +266,7 @@ class Session:
         turn = self._turn = RunningTurn(
             self.session_id,
             user_input.form,
-            self._outbox,
+            self._mailbox,
             self._tool_calls,
             self._open_payer,
             self._log,
@@ -242,7 +284,7 @@ class Session:
     async def _end_turn(self, turn: RunningTurn, outcome: Answer | ChuckyError) -> None:
         """Have the result written together with the last of what the turn cost, and send it."""
         result: dict[str, Any] | None = None
-        ending = None if self._log is None else self._log.end_turn()
+        seq, ending = (None, None) if self._log is None else self._log.end_turn()
 
         def finish(bill: Bill) -> Write:
             nonlocal result
@@ -262,7 +304,7 @@ class Session:
             result = turn.addressed(self._result(turn, outcome, bill))
         self._calls += turn.meter.calls
         self._spent_nanos += bill.ai_nanos
-        await turn.send(result, wire.message_text(result))
+        await turn.send(result, wire.message_text(result), seq)
 
     def _abandon(self, turn: RunningTurn) -> None:
         """Log how a turn ended whose client has left."""
@@ -273,7 +315,8 @@ class Session:
         )
         bill = Bill(turn.payer.charged_nanos)
         result = wire.message_text(turn.addressed(self._result(turn, why, bill)))
-        self._post_now(self._log.end_turn()(result, turn.meter.calls, bill.ai_nanos))
+        _seq, ending = self._log.end_turn()
+        self._post_now(ending(result, turn.meter.calls, bill.ai_nanos))
 
     def _post_now(self, write: Write) -> None:
         if self._post is not None:

@@ -15,6 +15,9 @@ from chucky.server.sessions.content import DOCUMENT_TYPES, IMAGE_TYPES
 logger = logging.getLogger("chucky.server")
 
 
+_CLIENT_GONE = "The application is no longer connected, so this tool cannot be run."
+
+
 class ToolCalls:
     """Sends calls to the client and matches the answers to them."""
 
@@ -30,21 +33,39 @@ class ToolCalls:
         self._send = send
         self._timeout_seconds = timeout_seconds
         self._waiting: dict[str, asyncio.Future[Any]] = {}
+        self._open: dict[str, wire.ToolCall] = {}
+        self._is_abandoned = False
 
     async def call(self, call_id: str, tool: ToolSpec, arguments: dict[str, Any]) -> ToolOutcome:
         """Have the client run a tool and wait for its answer, for the time it is given."""
+        if self._is_abandoned:
+            return _error(_CLIENT_GONE)
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting[call_id] = answer
+        self._open[call_id] = wire.ToolCall(call_id, tool.name, arguments)
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                await self._send(wire.ToolCall(call_id, tool.name, arguments))
+                await self._send(self._open[call_id])
                 return outcome_from_client(await answer)
         except TimeoutError:
             return _error(
                 f"The tool {tool.name!r} did not answer within {self._timeout_seconds:g} s."
             )
         finally:
-            del self._waiting[call_id]
+            del self._waiting[call_id], self._open[call_id]
+
+    async def send_again(self) -> None:
+        """Send every call that is open to a client that came back; it runs none a second time."""
+        for call in list(self._open.values()):
+            await self._send(call)
+
+    def abandon(self) -> None:
+        """Answer every call for a client that stays away, so that the model can go on."""
+        self._is_abandoned = True
+        for answer in self._waiting.values():
+            if not answer.done():
+                gone = {"content": [{"type": "text", "text": _CLIENT_GONE}], "isError": True}
+                answer.set_result(gone)
 
     def deliver(self, reply: wire.ToolReply) -> None:
         """Hand in an answer; one that nobody waits for (any more) is logged and dropped."""

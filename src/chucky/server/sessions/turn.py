@@ -17,6 +17,7 @@ from chucky.server.ledger.accounts import Bill
 from chucky.server.model.meter import Meter
 from chucky.server.model.payment import Payer
 from chucky.server.sessions.log import SessionLog, Write
+from chucky.server.sessions.mailbox import Mailbox
 from chucky.server.sessions.toolcalls import ToolCalls
 
 # The published Python clients, which are the ones that speak the wrapped form, break off at a
@@ -57,14 +58,6 @@ OpenPayer = Callable[[str, Callable[[ChuckyError], None]], TurnPayer]
 """Makes the payer of the turn with an id, which may end the turn with an error."""
 
 
-class Outbox(Protocol):
-    """Where a session's frames go."""
-
-    async def send(self, frame: str) -> None:
-        """Send one frame; waits while the client is slow, for as long as the edge allows."""
-        ...
-
-
 class RunningTurn:
     """What an engine sees of a session (:class:`~chucky.server.engines.base.Turn`)."""
 
@@ -72,7 +65,7 @@ class RunningTurn:
         self,
         session_id: str,
         form: wire.Form,
-        outbox: Outbox,
+        mailbox: Mailbox,
         tool_calls: ToolCalls,
         open_payer: OpenPayer,
         log: SessionLog | None,
@@ -82,7 +75,7 @@ class RunningTurn:
         self.payer = open_payer(self.turn_id, self.interrupt)
         self._session_id = session_id
         self._form = form
-        self._outbox = outbox
+        self._mailbox = mailbox
         self._tool_calls = tool_calls
         self._log = log
         if log is not None:
@@ -137,31 +130,33 @@ class RunningTurn:
         """Send a message of the agent, in the form of the input."""
         message = self.addressed(message)
         text = wire.message_text(message)
+        seq = None
         if self._log is not None:
-            self._log.append("message", text)
-        await self.send(message, text)
+            seq = self._log.append("message", text)
+        await self.send(message, text, seq)
 
     def addressed(self, message: dict[str, Any]) -> dict[str, Any]:
         """The message with its ids."""
         return {**message, "uuid": self._next_id(), "session_id": self._session_id}
 
-    async def send(self, message: dict[str, Any], text: str) -> None:
+    async def send(self, message: dict[str, Any], text: str, seq: int | None) -> None:
         """Send a message that is logged already.
 
         Args:
             message: The message, with its ids.
             text: The same as JSON text.
+            seq: Its number in the log; None if there is no log.
         """
         frame = wire.message_frame(text, self._form)
         too_long = self._form is wire.Form.WRAPPED and len(frame) > _LONGEST_WRAPPED_FRAME
         if too_long and message["type"] == "user":
             # Only the echo to the client is shortened: its tool made the result, the model has it.
             frame = wire.message_frame(wire.message_text(_shortened(message)), self._form)
-        await self._outbox.send(frame)
+        await self._mailbox.deliver(frame, seq if self._form is wire.Form.FLAT else None)
 
     async def emit_event(self, event_json: str) -> None:
         """Send a partial message."""
-        await self._outbox.send(
+        await self._mailbox.deliver_delta(
             wire.stream_event_frame(
                 event_json,
                 session_id=self._session_id,

@@ -1,0 +1,149 @@
+"""Where a session's frames go: to the connection it has, and into a tail for the one it gets next.
+
+For clients that named ``replay`` every message has a number, that of its event in the log, and
+every partial message the number of the message before it and a count. A client that comes back says
+the last it has, and gets all that came after: from the tail, or, what has fallen out of that, from
+the log, which has complete messages only.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple, Protocol
+
+from chucky import wire
+
+# So many bytes of frames are kept for a connection that comes back.
+TAIL_BYTES = 1_048_576
+
+
+class Position(NamedTuple):
+    """The place of a frame: the number of a message, and how many partial ones came after it."""
+
+    seq: int
+    delta: int = 0
+
+
+class Outbox(Protocol):
+    """Where frames go."""
+
+    async def send(self, frame: str) -> None:
+        """Send one frame; waits while the client is slow, for as long as the edge allows."""
+        ...
+
+
+class _Kept(NamedTuple):
+    position: Position
+    frame: str
+
+
+Complete = Callable[[str, int], Awaitable[list[tuple[int, str]]]]
+"""Reads a session's complete messages behind a number out of its log: numbers and JSON texts."""
+
+
+_Missed = Callable[[int], Awaitable[list[tuple[int, str]]]]
+
+
+class Mailbox:
+    """Sends the frames of one session."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        """Begin with a connection; frames are numbered only after :meth:`keep`."""
+        self._outbox: Outbox | None = outbox
+        self._keeps = False
+        self._last = Position(0)
+        self._tail: deque[_Kept] = deque()
+        self._tail_bytes = 0
+        self._fallen_out = Position(0)
+        self._skips_deltas = False
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether there is a connection."""
+        return self._outbox is not None
+
+    def keep(self, last_seq: int) -> None:
+        """Number frames and keep them, for a client that may come back.
+
+        Args:
+            last_seq: The number of the last event in the log.
+        """
+        self._keeps = True
+        self._last = self._fallen_out = Position(last_seq)
+
+    async def send(self, frame: str) -> None:
+        """Send a frame that is of use to this connection only."""
+        if self._outbox is not None:
+            await self._outbox.send(frame)
+
+    async def deliver(self, frame: str, seq: int | None) -> None:
+        """Send a complete message.
+
+        Args:
+            frame: Its frame.
+            seq: Its number in the log; None if there is no log.
+        """
+        if not self._keeps or seq is None:
+            await self.send(frame)
+            return
+        self._skips_deltas = False
+        await self._deliver(Position(seq), wire.numbered(frame, seq))
+
+    async def deliver_delta(self, frame: str) -> None:
+        """Send a partial message."""
+        if not self._keeps:
+            await self.send(frame)
+            return
+        position = Position(self._last.seq, self._last.delta + 1)
+        await self._deliver(position, wire.numbered(frame, *position))
+
+    async def _deliver(self, position: Position, frame: str) -> None:
+        self._last = position
+        self._tail.append(_Kept(position, frame))
+        self._tail_bytes += len(frame)
+        while self._tail_bytes > TAIL_BYTES:
+            oldest = self._tail.popleft()
+            self._tail_bytes -= len(oldest.frame)
+            self._fallen_out = oldest.position
+        if self._outbox is not None and not (position.delta and self._skips_deltas):
+            await self._outbox.send(frame)
+
+    def detach(self, outbox: Outbox) -> None:
+        """Send to this connection no more."""
+        if self._outbox is outbox:
+            self._outbox = None
+
+    async def attach(self, outbox: Outbox, after: Position, complete: _Missed) -> None:
+        """Go on with another connection, which first gets what it has not seen.
+
+        Args:
+            outbox: The connection.
+            after: The last it has seen.
+            complete: Reads the log.
+        """
+        self._outbox = None
+        self._skips_deltas = False
+        while True:
+            if after < self._fallen_out:
+                after = await self._send_complete(outbox, after, complete)
+            missed = [each for each in self._tail if each.position > after]
+            if not missed:
+                break
+            for position, frame in missed:
+                if not position.delta:
+                    self._skips_deltas = False
+                if not (position.delta and self._skips_deltas):
+                    await outbox.send(frame)
+                after = position
+        self._outbox = outbox
+
+    async def _send_complete(self, outbox: Outbox, after: Position, complete: _Missed) -> Position:
+        """Send what is only in the log; return where the tail goes on."""
+        for seq, text in await complete(after.seq):
+            await outbox.send(wire.numbered(text, seq))
+            after = Position(seq)
+        # Of the message that is on its way the beginning is lost, so all its pieces are left out.
+        first = next((each.position for each in self._tail if each.position > after), None)
+        self._skips_deltas = first is not None and first.delta > 1
+        return max(after, self._fallen_out)

@@ -96,3 +96,28 @@ def test_importing_the_package_or_a_token_function_loads_no_networking_and_no_py
     )
 
     assert not {"asyncio", "jsonschema", "pydantic", "websockets"} & set(loaded.split())
+
+
+def test_networking_is_loaded_by_the_first_connections_and_not_on_their_event_loop() -> None:
+    said = run_python(
+        "import asyncio, sys, threading\n"
+        "from chucky import Chucky, ChuckyConnectionError\n"
+        "assert 'websockets' not in sys.modules\n"
+        "class Watch:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name in {'chucky.connection', 'websockets.asyncio.client'}:\n"
+        "            print(name, threading.current_thread() is threading.main_thread())\n"
+        "sys.meta_path.insert(0, Watch())\n"
+        "async def attempt():\n"
+        "    try:\n"
+        "        await Chucky('a-token', url='ws://127.0.0.1:1/ws').prompt('Hello')\n"
+        "    except ChuckyConnectionError:\n"
+        "        print('refused')\n"
+        "async def main():\n"
+        "    await asyncio.gather(attempt(), attempt())\n"
+        "    await attempt()\n"
+        "asyncio.run(main())\n"
+    )
+    *loaded, first, second, third = said.splitlines()
+    assert loaded == ["chucky.connection False", "websockets.asyncio.client False"]
+    assert {first, second, third} == {"refused"}

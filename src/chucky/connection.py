@@ -6,6 +6,8 @@ import asyncio
 import inspect
 import json
 import logging
+import os
+import sys
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
@@ -16,6 +18,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import (
     ConnectionClosed,
     InvalidHandshake,
+    InvalidProxy,
     InvalidStatus,
     InvalidURI,
     SecurityError,
@@ -34,13 +37,12 @@ from chucky.errors import (
 )
 from chucky.options import TokenSource, without_secrets
 from chucky.sessionlog import FrameLog
+from chucky.wire import MAX_FRAME_BYTES
 
 # The library writes whole requests to its log when it may, and the token is in them.
 _library_logger = logging.getLogger("chucky.websockets")
 _library_logger.setLevel(logging.WARNING)
 
-# Bounds the memory one frame may take. Images and long tool results make frames of several MiB.
-MAX_FRAME_BYTES = 64 * 1024 * 1024
 MAX_HANDSHAKE_FRAMES = 100
 CLOSE_TIMEOUT_SECONDS = 5.0
 
@@ -205,14 +207,18 @@ class Connection:
     async def close(self) -> None:
         """Say goodbye and close; takes at most a few seconds, never raises."""
         try:
-            async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS), asyncio.TaskGroup() as closing:
-                closing.create_task(self._discard())
-                await self.send(wire.control_frame("close"))
-                await self._socket.close(1000, "Client disconnect")
+            if self._socket.close_code is None:  # it is still open, or somebody is closing it
+                await self._say_goodbye()
         except TimeoutError:
             pass  # the peer is gone or stuck: there is nobody to tell
         finally:
             self._socket.transport.abort()  # nothing happens when it is closed
+
+    async def _say_goodbye(self) -> None:
+        async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS), asyncio.TaskGroup() as closing:
+            closing.create_task(self._discard())
+            await self.send(wire.control_frame("close"))
+            await self._socket.close(1000, "Client disconnect")
 
     async def _discard(self) -> None:
         """Read what nobody wants any more; the peer's goodbye comes behind it."""
@@ -295,6 +301,8 @@ async def _connect(
             target,
             additional_headers=headers,
             compression=None,
+            proxy=True if _may_need_proxy() else None,
+            ping_interval=None,  # see keep_alive(), which is patient when the program is held up
             open_timeout=timeout,
             close_timeout=CLOSE_TIMEOUT_SECONDS,
             max_size=MAX_FRAME_BYTES,
@@ -311,6 +319,12 @@ async def _connect(
         raise ChuckyConnectionError(
             f"{address} redirects to an address that cannot be followed; use the final url."
         ) from None
+    except InvalidProxy:
+        # Its address may contain a password.
+        raise ChuckyConnectionError(
+            f"{address} cannot be reached through the proxy that the environment sets, because "
+            "that is not the address of one; check http_proxy and https_proxy."
+        ) from None
     except InvalidHandshake as error:
         raise ChuckyConnectionError(
             f"{address} does not answer as a WebSocket server ({error}); is the url right?"
@@ -322,6 +336,16 @@ async def _connect(
         raise ChuckyConnectionError(
             f"Cannot reach {address} ({reason}). Is the server running, and is the url right?"
         ) from error
+
+
+def _may_need_proxy() -> bool:
+    """Whether the library has to look for a proxy.
+
+    It reads the whole environment twice to find that there is none, which takes as long as all
+    else that is done for a connection. On some systems a proxy is also set elsewhere.
+    """
+    is_set_elsewhere = sys.platform in ("darwin", "win32")
+    return is_set_elsewhere or any(name.lower().endswith("_proxy") for name in os.environ)
 
 
 def _refused(address: str, response: Response) -> ChuckyError:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from chucky.connection import Connection
 from chucky.errors import ChuckyConnectionError, ChuckyError, ChuckyTimeoutError
 from chucky.options import ChuckyOptions
 from chucky.sessionlog import FrameLog, SessionLog
+
+if TYPE_CHECKING:
+    from chucky.connection import Connection
 
 # How long a lost connection is tried to be taken up again, and with which pauses.
 RECONNECT_SECONDS = 60.0
@@ -29,6 +32,8 @@ class Link:
         session_id: The session, as soon as the server has named it.
         debug: Whether every frame is logged.
     """
+
+    _connection_class: ClassVar[type[Connection] | None] = None
 
     def __init__(
         self, options: ChuckyOptions, init: dict[str, Any], log: SessionLog, *, debug: bool
@@ -74,7 +79,8 @@ class Link:
 
     async def open(self) -> Connection:
         """Connect; see :meth:`~chucky.connection.Connection.open` for what it raises."""
-        return await Connection.open(
+        connection_class = await self._load_networking()
+        return await connection_class.open(
             url=self._options.url,
             token=self._options.token,
             init=self._init if self._seen is None else self._init_again(*self._seen),
@@ -82,6 +88,18 @@ class Link:
             keepalive_interval=self._options.keepalive_interval,
             frame_log=FrameLog(self._log) if self.debug else None,
         )
+
+    @classmethod
+    async def _load_networking(cls) -> type[Connection]:
+        """Import what only connections need, with the first one.
+
+        It takes as long as the rest of the SDK; in a thread, so that the program's other work
+        goes on meanwhile.
+        """
+        if cls._connection_class is None:
+            module = await asyncio.to_thread(import_module, "chucky.connection")
+            cls._connection_class = module.Connection
+        return cls._connection_class
 
     def _init_again(self, seq: int, delta: int) -> dict[str, Any]:
         options = {k: v for k, v in self._init.items() if k not in _OPTIONS_OF_BEGINNING}

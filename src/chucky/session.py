@@ -7,10 +7,9 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from contextvars import ContextVar
-from typing import Any, TypeVarTuple
+from typing import TYPE_CHECKING, Any, TypeVarTuple
 
 from chucky import wire
-from chucky.connection import CLOSE_TIMEOUT_SECONDS, MAX_FRAME_BYTES, Connection
 from chucky.errors import (
     ChuckyConnectionError,
     ChuckyError,
@@ -29,11 +28,15 @@ from chucky.toolservers import ToolServers
 from chucky.turn import Turn, TurnStream
 from chucky.usermessage import Content, check_size, user_frame
 
+if TYPE_CHECKING:
+    from chucky.connection import Connection
+
 Args = TypeVarTuple("Args")
 
 MAX_WAITING_TURNS = 100
 MAX_RUNNING_TOOLS = 100
 INTERRUPT_TIMEOUT_SECONDS = 10.0
+STOP_TIMEOUT_SECONDS = 5.0
 
 # The call whose tool this code runs in, also in the tasks and threads that the tool starts.
 _tool_task: ContextVar[asyncio.Task[None] | None] = ContextVar("chucky_tool_task", default=None)
@@ -85,7 +88,7 @@ class Session:
         self._link = Link(options, self._init, self._log, debug=debug)
         self._answers = ToolAnswers()
         self._silence: ChuckyTimeoutError | None = None
-        self._max_frame_bytes = MAX_FRAME_BYTES  # until the server says how much it takes
+        self._max_frame_bytes = wire.MAX_FRAME_BYTES  # until the server says how much it takes
         self._connection: Connection | None = None
         self._connecting = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -228,7 +231,7 @@ class Session:
             return
         if self._closing_tool is not None and self._closing_tool is _tool_task.get():
             return  # the runner waits for this tool
-        _done, pending = await asyncio.wait([self._runner], timeout=CLOSE_TIMEOUT_SECONDS)
+        _done, pending = await asyncio.wait([self._runner], timeout=STOP_TIMEOUT_SECONDS)
         if pending:
             self._log.warning("session %s: a tool does not end; it is left", self._session_id)
 
@@ -443,11 +446,9 @@ class Session:
     def _on_control(self, action: str, data: dict[str, Any]) -> None:
         if action == "session_info":
             self._learn_id(data.get("sessionId"))
-            limit = data.get("maxFrameBytes")
-            if isinstance(limit, int):
+            if isinstance(limit := data.get("maxFrameBytes"), int):
                 self._max_frame_bytes = limit
-            named = data.get("capabilities")
-            if isinstance(named, list):
+            if isinstance(named := data.get("capabilities"), list):
                 self._server_capabilities = frozenset(map(str, named))
             if wire.REPLAY in self._server_capabilities:
                 self._link.begin_at(data.get("seq"))
@@ -461,8 +462,7 @@ class Session:
             return
         if self._link.is_replayed and (known := self._answers.known(call)) is not None:
             await self._send(known)  # it was on its way when the connection was lost
-            return
-        if tool is None:
+        elif tool is None:
             await self._answer(call, error_result(f"Unknown tool: {call.tool_name}"))
         elif len(self._running_tools) >= MAX_RUNNING_TOOLS:
             # Answered by the reader itself, so that a flood of calls does not pile up as tasks.

@@ -29,6 +29,10 @@ RESULT_DETAILS = "result_details"  # results carry `error`, `model`, `stop_reaso
 REPLAY = "replay"  # messages are numbered, and a lost connection can be taken up again
 CAPABILITIES = (INTERRUPT, ERROR_FRAMES, RESULT_DETAILS, REPLAY)
 
+# Bounds the memory one frame may take in a client. Images and long tool results make frames of
+# several MiB.
+MAX_FRAME_BYTES = 64 * 1024 * 1024
+
 FLAT_MESSAGE_TYPES = frozenset({"system", "assistant", "user", "result", "stream_event"})
 CONTENT_BLOCK_TYPES = frozenset({"text", "image", "document"})
 

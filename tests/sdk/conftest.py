@@ -329,7 +329,7 @@ async def tcp_server(no_task_is_left: None) -> AsyncIterator[StartTcp]:
 def _patient_closing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a test hang, and so fail, whose closing ends by running out of time only."""
     monkeypatch.setattr("chucky.connection.CLOSE_TIMEOUT_SECONDS", 60)
-    monkeypatch.setattr("chucky.session.CLOSE_TIMEOUT_SECONDS", 60)
+    monkeypatch.setattr("chucky.session.STOP_TIMEOUT_SECONDS", 60)
 
 
 @pytest.fixture

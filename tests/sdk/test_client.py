@@ -17,6 +17,7 @@ import pytest
 from chucky import (
     AuthenticationError,
     Chucky,
+    ChuckyConnectionError,
     ChuckyTimeoutError,
     PromptOptions,
     PromptResult,
@@ -27,7 +28,7 @@ from chucky import (
 from chucky.options import DEFAULT_MODEL, DEFAULT_URL
 
 if TYPE_CHECKING:
-    from tests.sdk.conftest import Frame, Peer, ScriptedServer, StartServer
+    from tests.sdk.conftest import Frame, Peer, ScriptedServer, StartServer, StartTcp
 
 URL = "ws://127.0.0.1:1/ws"
 
@@ -201,6 +202,35 @@ async def test_a_token_that_cannot_be_one_is_refused_and_not_shown(value: Any) -
     with pytest.raises(ValidationError, match=r"^The token ") as caught:
         await client.prompt("Hello")
     assert "words" not in str(caught.value)
+
+
+@pytest.mark.parametrize("variable", ["http_proxy", "HTTPS_PROXY", "ws_proxy"])
+async def test_a_proxy_of_the_environment_is_used(
+    tcp_server: StartTcp, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    asked = []
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readline())
+        writer.write(b"HTTP/1.1 403 Forbidden\r\n\r\n")
+        await writer.drain()
+
+    address = (await tcp_server(refuse)).removeprefix("ws://").removesuffix("/ws")
+    monkeypatch.setenv(variable, f"http://{address}")
+    with pytest.raises(ChuckyConnectionError):
+        await Chucky("a-token", url="ws://chucky.invalid/ws").prompt("Hello")
+    assert asked == [b"CONNECT chucky.invalid:80 HTTP/1.1\r\n"]
+
+
+async def test_a_proxy_that_cannot_be_one_is_told_without_its_password(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    password = secrets.token_hex(8)
+    monkeypatch.setenv("http_proxy", f"http://user:{password}@127.0.0.1:1/path")
+    with pytest.raises(ChuckyConnectionError, match="proxy") as caught:
+        await Chucky("a-token", url="ws://chucky.invalid/ws").prompt("Hello")
+    assert password not in str(caught.value)
+    assert caught.value.__suppress_context__
 
 
 async def test_an_exception_of_a_token_function_comes_out_as_it_is() -> None:

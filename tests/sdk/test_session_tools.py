@@ -428,7 +428,7 @@ async def test_a_tool_may_close_its_own_session_and_runs_on(
 async def test_closing_does_not_wait_for_ever_for_a_tool(
     scripted_server: StartServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("chucky.session.CLOSE_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr("chucky.session.STOP_TIMEOUT_SECONDS", 0.05)
     running, released = asyncio.Event(), asyncio.Event()
 
     async def ignore_cancellation() -> str:

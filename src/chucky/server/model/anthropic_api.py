@@ -7,10 +7,11 @@ import json
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from functools import cached_property
 from typing import Any
 
 import anthropic
-import httpx2  # the HTTP client of the anthropic package; its errors come through while streaming
+import httpx2  # the HTTP client of the anthropic package
 
 from chucky.errors import ChuckyError
 from chucky.jsontext import write_json
@@ -86,24 +87,28 @@ def open_upstream(provider: ProviderSettings) -> AnthropicUpstream:
         ChuckyError: A package is missing; the sentence says how to install it.
     """
     try:
-        client = _CLIENTS[provider.kind](provider)
+        if provider.kind == "anthropic":
+            return _direct_upstream(provider)
+        return AnthropicUpstream(_CLIENTS[provider.kind](provider), provider)
     except ImportError:
         raise UpstreamError(
             f"The provider {provider.name!r} needs packages that are not installed on this server: "
             f"its operator installs the extra '{provider.kind}'.",
             reason="provider_not_installed",
         ) from None
-    return AnthropicUpstream(client, provider)
 
 
-def _anthropic_client(provider: ProviderSettings) -> _Client:
-    return anthropic.AsyncAnthropic(
+def _direct_upstream(provider: ProviderSettings) -> AnthropicUpstream:
+    http = anthropic.DefaultAsyncHttpxClient(timeout=_TIMEOUT)
+    client = anthropic.AsyncAnthropic(
         # Servers of other vendors mostly want no key, but the header must be there.
         api_key=provider.api_key or "none",
         base_url=provider.base_url or ANTHROPIC_URL,
         max_retries=0,
         timeout=_TIMEOUT,
+        http_client=http,
     )
+    return AnthropicUpstream(client, provider, http)
 
 
 def _bedrock_client(provider: ProviderSettings) -> _Client:
@@ -137,7 +142,6 @@ def _vertex_client(provider: ProviderSettings) -> _Client:
 
 
 _CLIENTS: dict[str, Callable[[ProviderSettings], _Client]] = {
-    "anthropic": _anthropic_client,
     "bedrock": _bedrock_client,
     "vertex": _vertex_client,
 }
@@ -146,24 +150,40 @@ _CLIENTS: dict[str, Callable[[ProviderSettings], _Client]] = {
 class AnthropicUpstream:
     """The Messages API at Anthropic, in a cloud, or at any address that speaks it."""
 
-    def __init__(self, client: _Client, provider: ProviderSettings) -> None:
-        """Take over a client of the package."""
+    def __init__(
+        self, client: _Client, provider: ProviderSettings, http: httpx2.AsyncClient | None = None
+    ) -> None:
+        """Take over a client of the package.
+
+        Args:
+            client: Knows the address and the credentials.
+            provider: What it was made from.
+            http: The client's own HTTP client, if calls need nothing but a key and so can be made
+                without the package, which takes half as much time again for each.
+        """
         self._client = client
         self._provider = provider
+        self._http = http
 
     @asynccontextmanager
     async def stream(
         self, request: Mapping[str, Any], betas: Sequence[str] = ()
     ) -> AsyncIterator[AsyncIterator[str]]:
         """Make a call; see :class:`~chucky.server.model.upstream.Upstream`."""
+        body = {**request, "stream": True}
+        headers = {"anthropic-beta": ",".join(betas)} if betas else {}
         with _own_errors(), self._own_credential_errors():
+            if self._http is not None:
+                async with self._call(self._http, body, headers) as response:
+                    yield _events(response)
+                return
             # `messages.create` would warn about models that are retired some day, which is the
             # model table's business here, and convert a request that is in its final form.
             stream = await self._client.post(
                 "/v1/messages",
                 cast_to=object,
-                body={**request, "stream": True},
-                options={"headers": {"anthropic-beta": ",".join(betas)}} if betas else {},
+                body=body,
+                options={"headers": headers},
                 stream=True,
                 stream_cls=anthropic.AsyncStream[object],
             )
@@ -171,6 +191,24 @@ class AnthropicUpstream:
                 # Bedrock's stream is binary; only the package's own iteration decodes it.
                 is_binary = self._provider.kind == "bedrock"
                 yield _decoded_events(stream) if is_binary else _events(stream.response)
+
+    @asynccontextmanager
+    async def _call(
+        self, http: httpx2.AsyncClient, body: Mapping[str, Any], headers: Mapping[str, str]
+    ) -> AsyncIterator[httpx2.Response]:
+        url = self._client.base_url.join("v1/messages")
+        async with http.stream(
+            "POST", url, json=body, headers={**self._default_headers, **headers}
+        ) as response:
+            if not response.is_success:
+                await response.aread()
+                raise _status_error(response, _read_or_none(response.text))
+            yield response
+
+    @cached_property
+    def _default_headers(self) -> dict[str, str]:
+        named = self._client.default_headers.items()
+        return {name: value for name, value in named if isinstance(value, str)}
 
     async def count_tokens(self, request: Mapping[str, Any]) -> int | None:
         """Count the input; see :class:`~chucky.server.model.upstream.Upstream`."""
@@ -233,7 +271,9 @@ def _own_errors() -> Iterator[None]:
     except anthropic.APIStatusError as error:
         # In the middle of a stream the status is that of its beginning.
         in_stream = error.status_code < 400
-        raise (_stream_error(error.body) if in_stream else _status_error(error)) from error
+        if in_stream:
+            raise _stream_error(error.body) from error
+        raise _status_error(error.response, error.body) from error
     except (anthropic.APITimeoutError, httpx2.TimeoutException) as error:
         cause = error.__cause__ if isinstance(error, anthropic.APITimeoutError) else error
         raise UpstreamError(
@@ -242,7 +282,7 @@ def _own_errors() -> Iterator[None]:
             retryable=True,
             is_free=isinstance(cause, httpx2.ConnectTimeout | httpx2.PoolTimeout),
         ) from error
-    except (anthropic.APIConnectionError, httpx2.TransportError) as error:
+    except (anthropic.APIConnectionError, httpx2.RequestError) as error:
         cause = error.__cause__ if isinstance(error, anthropic.APIConnectionError) else error
         raise UpstreamError(
             "The connection to the model failed.",
@@ -256,11 +296,11 @@ def _own_errors() -> Iterator[None]:
         ) from error
 
 
-def _status_error(error: anthropic.APIStatusError) -> UpstreamError:
+def _status_error(response: httpx2.Response, body: object) -> UpstreamError:
     refusal = _error(
-        error.status_code,
-        _quote(error.body) or error.message,
-        _seconds(error.response.headers.get("retry-after")),
+        response.status_code,
+        _quote(body) or f"HTTP {response.status_code}",
+        _seconds(response.headers.get("retry-after")),
     )
     refusal.is_free = (
         True  # https://platform.claude.com/docs/en/api/errors: only answers are billed

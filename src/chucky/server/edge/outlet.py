@@ -61,6 +61,14 @@ class Outlet:
             self._is_due = True
             asyncio.get_running_loop().call_soon(self._write_due)
 
+    def abandon(self) -> None:
+        """Cut off a client that does not read, and forget what it has not read.
+
+        Closing would wait for it to do so, for ever. The endpoint learns of it as of any other
+        client that is gone.
+        """
+        self._transport.abort()
+
     def _write_due(self) -> None:
         self._is_due = False
         self._write()

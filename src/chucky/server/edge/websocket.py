@@ -172,7 +172,7 @@ class _Socket:
         except TimeoutError:
             logger.warning("a client did not read for %g s; it is left", SEND_TIMEOUT_SECONDS)
             self._gone = True
-            self._begin_ending(self._end(POLICY_VIOLATION, "not_reading"))
+            self._outlet.abandon()
         else:
             self._outlet.send(frame)
 
@@ -364,7 +364,9 @@ class _Socket:
         try:
             async with asyncio.timeout(SEND_TIMEOUT_SECONDS):
                 await self._websocket.close(code, reason)
-        except (WebSocketDisconnect, RuntimeError, TimeoutError):
+        except TimeoutError:
+            self._outlet.abandon()
+        except (WebSocketDisconnect, RuntimeError):
             pass  # it is closed already
 
 

@@ -31,13 +31,17 @@ class _Decoder:
         self._text = io.IncrementalNewlineDecoder(
             codecs.getincrementaldecoder("utf-8-sig")("replace"), translate=True
         )
-        self._unfinished = ""
+        self._unfinished: list[str] = []
         self._name = ""
         self._data: list[str] = []
 
     def decode(self, chunk: bytes, *, final: bool = False) -> Iterator[tuple[str, str]]:
-        text = self._unfinished + self._text.decode(chunk, final)
-        *lines, self._unfinished = text.split("\n")
+        text = self._text.decode(chunk, final)
+        self._unfinished.append(text)
+        if "\n" not in text:
+            return  # joined when it is whole: a line that grew would be copied with each chunk
+        *lines, rest = "".join(self._unfinished).split("\n")
+        self._unfinished = [rest]
         for line in lines:
             if not line:
                 if self._name and (data := "\n".join(self._data)):

@@ -56,14 +56,21 @@ class Service:
 
 
 @contextmanager
-def chucky_service(upstream_address: str) -> Iterator[Service]:
-    """Run ``chucky serve`` for a provider at ``host:port``; it logs nothing but errors."""
+def chucky_service(
+    upstream_address: str, variables: dict[str, str] | None = None
+) -> Iterator[Service]:
+    """Run ``chucky serve`` for a provider at ``host:port``; it logs nothing but errors.
+
+    Args:
+        upstream_address: The provider.
+        variables: Settings, as variables of the environment.
+    """
     with TemporaryDirectory() as directory:
         db = str(Path(directory) / "chucky.db")
         project = _create_project(db, Path(directory))
         command = [chucky_command(), "serve", "--port", "0", "--db", db, "--log-level", "error"]
         command += ["--upstream-url", f"http://{upstream_address}"]
-        with serving(Child(command, Path(directory))) as (process, address):
+        with serving(Child(command, Path(directory), variables)) as (process, address):
             yield Service(process, address, project["projectId"], project["hmacKey"])
 
 

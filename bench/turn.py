@@ -5,13 +5,23 @@ Client, server and offline model are three processes. The peer is the official `
 directly, streaming as the server does, and keeping the conversation as the server does: both send
 the model the same growing history, from a first message to the last of the block, over a
 connection that is open already. Ours and the peer take turns in blocks; the figure of a block is
-its median. The server logs errors only, and this version has no ledger that could be switched off.
+its median. The server logs errors only.
+
+Three servers are measured side by side: one with ledger and session log switched off, one with
+the ledger, one with both, which is what an operator runs. What the ledger costs is compared with
+what it cannot do without: two durable commits of one row each, made by a bare loop on an SQLite
+file of the same kind (write-ahead log, `synchronous = FULL`) in the same run.
 """
 
 from __future__ import annotations
 
+import sqlite3
 import statistics
+import time
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from bench.children import program
 from bench.figures import Figures, Row, Series, Target, percentile
@@ -27,6 +37,13 @@ class _Size:
     warm_up_turns: int
 
 
+_SERVERS = {
+    "bare": {"CHUCKY_LEDGER": "off", "CHUCKY_SESSION_LOG": "off"},
+    "ledger": {"CHUCKY_SESSION_LOG": "off"},
+    "both": dict[str, str](),
+}
+
+
 def measure(*, quick: bool) -> Figures:
     """Measure turns; see the module's docstring."""
     size = _Size(2, 2, 1) if quick else _Size(30, 20, 3)
@@ -35,34 +52,90 @@ def measure(*, quick: bool) -> Figures:
         "warm_up": size.warm_up_turns,
         "turns": size.turns_in_a_block,
     }
-    through: list[list[float]] = []
+    ours: dict[str, list[list[float]]] = {name: [] for name in _SERVERS}
     direct: list[list[float]] = []
-    with (
-        offline_model() as model,
-        chucky_service(model) as service,
-        program("ask_server") as ours,
-        program("ask_model") as peer,
-    ):
-        (token,) = service.tokens(1)
+    commits: list[list[float]] = []
+    with ExitStack() as running:
+        model = running.enter_context(offline_model())
+        servers = {
+            name: running.enter_context(chucky_service(model, settings))
+            for name, settings in _SERVERS.items()
+        }
+        client = running.enter_context(program("ask_server"))
+        peer = running.enter_context(program("ask_model"))
+        directory = running.enter_context(TemporaryDirectory())
+        tokens = {name: server.tokens(1)[0] for name, server in servers.items()}
         for _ in range(size.blocks):
-            found = ours.ask(_BLOCK_SECONDS, url=service.url, token=token, **asked)
-            through.append(found["milliseconds"])
+            for name, server in servers.items():
+                given = {"url": server.url, "token": tokens[name], **asked}
+                ours[name].append(client.ask(_BLOCK_SECONDS, **given)["milliseconds"])
             found = peer.ask(_BLOCK_SECONDS, base_url=f"http://{model}", **asked)
             direct.append(found["milliseconds"])
+            commits.append(_commits_ms(Path(directory), 2 * size.turns_in_a_block))
     return Figures(
-        rows=[
-            Row(
-                what="one turn, p50",
-                unit="ms",
-                ours=Series("through the server", _medians(through)),
-                peer=Series("`anthropic` client, directly", _medians(direct)),
-                compared="ours / peer",
-                target=Target(at_most=1.3),
-            )
-        ],
+        rows=_rows({name: _medians(blocks) for name, blocks in ours.items()}, direct, commits),
         size=asdict(size),
-        details={"through_the_server_ms": _spread(through), "directly_ms": _spread(direct)},
+        details={
+            "directly_ms": _spread(direct),
+            "one_commit_ms": _spread(commits),
+            **{f"{name}_ms": _spread(blocks) for name, blocks in ours.items()},
+        },
     )
+
+
+def _rows(
+    ours: dict[str, tuple[float, ...]], direct: list[list[float]], commits: list[list[float]]
+) -> list[Row]:
+    directly = Series("`anthropic` client, directly", _medians(direct))
+    bare = [turn + 2 * commit for turn, commit in zip(ours["bare"], _medians(commits), strict=True)]
+    return [
+        Row(
+            what="one turn, p50, ledger and log off",
+            unit="ms",
+            ours=Series("through the server", ours["bare"]),
+            peer=directly,
+            compared="ours / peer",
+            target=Target(at_most=1.3),
+        ),
+        Row(
+            what="one turn, p50, ledger and log on",
+            unit="ms",
+            ours=Series("through the server", ours["both"]),
+            peer=directly,
+            compared="ours / peer",
+            target=Target(at_most=2.2),
+        ),
+        Row(
+            what="what the ledger adds to a turn, beyond two commits",
+            unit="ms",
+            ours=Series("with the ledger", ours["ledger"]),
+            peer=Series("without, and two bare commits", tuple(bare)),
+            compared="ours - peer",
+            target=Target(at_most=0.4),
+        ),
+        Row(
+            what="what the log adds to a turn with the ledger",
+            unit="ms",
+            ours=Series("with both", ours["both"]),
+            peer=Series("with the ledger", ours["ledger"]),
+            compared="ours - peer",
+            target=Target(at_most=0.3),
+        ),
+    ]
+
+
+def _commits_ms(directory: Path, count: int) -> list[float]:
+    """Time durable commits of one small row each."""
+    with closing(sqlite3.connect(directory / "commits.db", isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("CREATE TABLE IF NOT EXISTS row (number INTEGER)")
+        timed = []
+        for number in range(count):
+            started_at = time.perf_counter()
+            connection.execute("INSERT INTO row VALUES (?)", (number,))
+            timed.append((time.perf_counter() - started_at) * 1000)
+    return timed
 
 
 def _medians(blocks: list[list[float]]) -> tuple[float, ...]:

@@ -265,8 +265,8 @@ class _Books:
 
     def _settle(self, spent: Settle) -> Outcome:
         reservation = self._open.get(spent.reservation_id)
-        standings = self._standings(spent.holder, spent.meter, spent.limits)
         if reservation is None:
+            standings = self._standings(spent.holder, spent.meter, spent.limits)
             return self._ended_before(spent.reservation_id, standings)
         entry = Entry(
             entry_key=spent.reservation_id,
@@ -454,13 +454,16 @@ class _Books:
                 if each.holder.key(rate.scope, each.meter) == key
             ),
         ]
+        # A clock that was set back must not count what has not happened yet.
+        starts = [start_ms for start_ms in starts if start_ms <= self._now_ms]
         if len(starts) < rate.turns:
             return None
         return starts[-rate.turns] + rate.span_ms
 
     def _accounts_of(self, holder: Holder, meter: Meter) -> Iterable[Account]:
-        for scope in _SCOPES:
-            if (account := self._accounts.get(holder.key(scope, meter))) is not None:
+        # Without a session, as for an operator's correction, two of the keys are the same.
+        for key in dict.fromkeys(holder.key(scope, meter) for scope in _SCOPES):
+            if (account := self._accounts.get(key)) is not None:
                 yield account
 
     def _hold(self, reservation: Reservation, amount: int) -> None:

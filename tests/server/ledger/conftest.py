@@ -40,6 +40,7 @@ class LedgerDatabase:
         open_rows: Opens it; a second time for a second process.
         rows: It, opened.
         clock: Its time.
+        start_ms: The time in the beginning.
         project_id: A project that no other test has.
         owner: The process that books.
     """
@@ -47,6 +48,7 @@ class LedgerDatabase:
     open_rows: Callable[[], LedgerRows]
     rows: LedgerRows
     clock: Clock
+    start_ms: int = START_MS
     project_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     owner: str = field(default_factory=lambda: uuid.uuid4().hex)
 

@@ -427,11 +427,16 @@ def test_turns_of_a_time_that_has_not_come_do_not_count(ledger_db: Any) -> None:
 # --- what is written --------------------------------------------------------------------------
 
 
+def fail_in_the_middle(db: Any, *operations: Operation) -> None:
+    with db.rows.transaction() as transaction:
+        book(transaction, [operations], "me")
+        raise RuntimeError("power cut")
+
+
 def test_a_transaction_that_fails_writes_nothing(ledger_db: Any) -> None:
     wanted = Reserve("r", ledger_db.holder(), "ai", Wish(9, 0, 0, 0, 0, 0), (DAILY,), price=PRICE)
-    with pytest.raises(RuntimeError, match="power"), ledger_db.rows.transaction() as transaction:
-        book(transaction, [[wanted]], "me")
-        raise RuntimeError("power cut")
+    with pytest.raises(RuntimeError, match="power"):
+        fail_in_the_middle(ledger_db, wanted)
     assert spent(look(ledger_db, DAILY)) == 0
     assert isinstance(ledger_db.book(Void("r", ledger_db.holder(), "ai"))[0], Refused)
     # What was looked up in the transaction that failed is not relied on afterwards.

@@ -118,7 +118,7 @@ class _Books:
         for operation in operations:
             for holder, meter in holders(operation):
                 wanted.update(holder.key(scope, meter) for scope in _SCOPES)
-            if isinstance(operation, Reserve | Extend | Adjust):
+            if isinstance(operation, Reserve | Extend | Settle | Adjust):
                 needed.update(limited(operation))
         for expired in self._expired:
             wanted.update(expired.holder.key(scope, expired.meter) for scope in _SCOPES)

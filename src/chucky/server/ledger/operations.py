@@ -28,7 +28,7 @@ class Reserve:
     """Hold an amount before it is spent.
 
     Attributes:
-        reservation_id: The id of the model call, or of the turn for compute.
+        reservation_id: The id of the model call, or one made up for the compute of a turn.
         holder: Who pays.
         meter: What is reserved.
         wish: How much.
@@ -279,7 +279,7 @@ def limits(operation: Operation) -> Iterable[tuple[Holder, Meter, Limit]]:
                     yield operation.holder, meter, limit
 
 
-def limited(operation: Reserve | Extend | Adjust) -> Iterable[AccountKey]:
+def limited(operation: Reserve | Extend | Settle | Adjust) -> Iterable[AccountKey]:
     """The accounts an operation needs, beside others that are touched if they are there."""
     yield operation.holder.key("user", operation.meter)
     for holder, meter, limit in limits(operation):

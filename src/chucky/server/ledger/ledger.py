@@ -13,10 +13,10 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from chucky.errors import ChuckyError
-from chucky.server.ledger.accounts import Standing
+from chucky.server.ledger.accounts import Holder, Standing
 from chucky.server.ledger.booking import Group, book
 from chucky.server.ledger.operations import (
     Adjust,
@@ -68,9 +68,16 @@ class _Request:
 
 @dataclass(eq=False, slots=True)
 class _Line:
-    """Those of one user who wait for money. Who is served next holds the lock, which is fair."""
+    """Those of one user who wait for money.
 
-    lock: asyncio.Lock
+    Attributes:
+        standing: The limit whose money others hold, as it was seen last.
+        lock: Held by who is served next; it is fair.
+        length: How many wait.
+    """
+
+    standing: Standing
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     length: int = 0
 
 
@@ -131,6 +138,9 @@ class Ledger:
                 tasks.create_task(self._keep_retrying())
                 tasks.create_task(self._keep_beating())
         finally:
+            while self._requests:
+                await self._write_requests()
+            await self._write_overdue()
             self._executor.shutdown(wait=False)
 
     async def ask(self, *operations: Operation) -> list[Outcome]:
@@ -165,6 +175,10 @@ class Ledger:
         """
         return self._request(operations, must_happen=True).done
 
+    def has_line(self, holder: Holder) -> bool:
+        """Whether others of this user wait for money, and would be passed by who does not."""
+        return (holder.project_id, holder.user_id) in self._lines
+
     async def reserve(
         self, *operations: Reserve | Extend, told: Callable[[Standing], None]
     ) -> list[Outcome]:
@@ -183,14 +197,16 @@ class Ledger:
         user = (operations[0].holder.project_id, operations[0].holder.user_id)
         granted: list[Outcome] = []
         try:
-            if user not in self._lines:
+            line = self._lines.get(user)
+            if line is None:
                 outcomes = await self.ask(*operations)
                 if not isinstance(outcomes[-1], Busy):
                     return outcomes
                 granted = outcomes[:-1]
-                told(outcomes[-1].standing)
+                line = self._lines.setdefault(user, _Line(outcomes[-1].standing))
+            told(line.standing)
             rest = operations[len(granted) :]
-            return granted + await self._reserve_in_line(user, rest, told)
+            return granted + await self._reserve_in_line(user, line, rest, told)
         except BaseException:
             self._give_back(operations[: len(granted)])
             raise
@@ -198,10 +214,10 @@ class Ledger:
     async def _reserve_in_line(
         self,
         user: tuple[str, str],
+        line: _Line,
         operations: Sequence[Reserve | Extend],
         told: Callable[[Standing], None],
     ) -> list[Outcome]:
-        line = self._lines.setdefault(user, _Line(asyncio.Lock()))
         line.length += 1
         granted: list[Outcome] = []
         try:
@@ -212,7 +228,8 @@ class Ledger:
                     if not isinstance(outcomes[-1], Busy):
                         return granted + outcomes
                     granted += outcomes[:-1]
-                    told(outcomes[-1].standing)
+                    line.standing = outcomes[-1].standing
+                    told(line.standing)
                     await _wait_at_most(given_back, _LINE_RETRY_SECONDS)
         except BaseException:
             self._give_back(operations[: len(granted)])
@@ -249,8 +266,6 @@ class Ledger:
                 await asyncio.shield(writing)
             except asyncio.CancelledError:
                 await writing
-                while self._requests:
-                    await self._write_requests()
                 raise
 
     async def _write_requests(self) -> None:
@@ -258,15 +273,25 @@ class Ledger:
         taken = [self._requests.popleft() for _ in range(count)]
         if not self._requests:
             self._arrived.clear()
-        requests = [each for each in taken if not each.is_abandoned]
+        await self._write_together([each for each in taken if not each.is_abandoned])
+
+    async def _write_together(self, requests: Sequence[_Request]) -> None:
         try:
             outcomes = await self._write([each.operations for each in requests])
         except ChuckyError as error:
             for each in requests:
                 self._fail(each, error)
-            return
-        for request, outcome in zip(requests, outcomes, strict=True):
-            self._answer(request, outcome)
+        except Exception:
+            # A fault of ours in one of them, for which the others must not suffer.
+            if len(requests) > 1:
+                for each in requests:
+                    await self._write_together([each])
+                return
+            logger.exception("the ledger could not do %s", requests[0].operations)
+            self._fail(requests[0], _own_fault())
+        else:
+            for request, outcome in zip(requests, outcomes, strict=True):
+                self._answer(request, outcome)
 
     async def _write(self, groups: Sequence[Group]) -> list[list[Outcome]]:
         loop = asyncio.get_running_loop()
@@ -318,24 +343,31 @@ class Ledger:
         while True:
             await self._is_overdue.wait()
             await asyncio.sleep(pause_seconds)
-            request = self._overdue.popleft()
+            if await self._write_overdue():
+                pause_seconds = _FIRST_PAUSE_SECONDS
+            else:
+                pause_seconds = min(2 * pause_seconds, _LONGEST_PAUSE_SECONDS)
+
+    async def _write_overdue(self) -> bool:
+        """Write what is overdue, up to the first that still cannot be written."""
+        while self._overdue:
+            request = self._overdue[0]  # it stays until it is written, should this be cancelled
             try:
                 [outcomes] = await self._write([request.operations])
-            except ChuckyError as error:
+            except Exception as error:
                 logger.error("the ledger still cannot be written: %s", error)
-                self._overdue.append(request)
-                pause_seconds = min(2 * pause_seconds, _LONGEST_PAUSE_SECONDS)
-                continue
-            pause_seconds = _FIRST_PAUSE_SECONDS
+                self._overdue.rotate(-1)
+                return False
+            self._overdue.popleft()
             self._answer(request, outcomes)
-            if not self._overdue:
-                self._is_overdue.clear()
+        self._is_overdue.clear()
+        return True
 
     async def _keep_beating(self) -> None:
         while True:
             await asyncio.sleep(BEAT_SECONDS)
             operations: list[Operation] = []
-            if self._watched:
+            if self._watched or self._lines:
                 checkpoints = filter(None, [look() for look in list(self._watched.values())])
                 operations.append(Beat(self._owner, tuple(checkpoints)))
             if self._is_shared:
@@ -345,6 +377,14 @@ class Ledger:
                     await self.ask(*operations)
             except ChuckyError as error:
                 logger.warning("the leases of running calls were not renewed: %s", error)
+
+
+def _own_fault() -> ChuckyError:
+    return ChuckyError(
+        "The ledger failed to book this; the server's log says why.",
+        code="INTERNAL_ERROR",
+        reason="internal_error",
+    )
 
 
 async def _wait_at_most(event: asyncio.Event, seconds: float) -> None:

@@ -283,6 +283,8 @@ def faults(path: Path, error_class: Callable[[str], ChuckyError]) -> Iterator[No
     """Turn what SQLite raises into one sentence that names the file and what to do."""
     try:
         yield
+    except sqlite3.IntegrityError:
+        raise  # what the schema refuses is a fault of ours, and the file is in order
     except sqlite3.Error as error:
         advice = _WHAT_TO_DO.get(_result_word(error), f"cannot be used ({error})")
         raise error_class(f"The database {str(path)!r} {advice}.") from error

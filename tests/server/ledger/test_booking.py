@@ -67,12 +67,14 @@ def test_money_is_held_until_it_is_spent_or_given_back(ledger_db: Any) -> None:
     assert isinstance(second, Busy)
     assert (second.standing.spent, second.standing.reserved, second.standing.free) == (0, 700, 300)
 
-    assert ledger_db.book(Settle(first, ledger_db.holder(), "ai", 600))[0] == Booked("settle", 600)
+    assert ledger_db.book(Settle(first, ledger_db.holder(), "ai", 600))[0] == Booked(
+        "ai", "settle", 600
+    )
     _, third = ledger_db.reserve(401, DAILY)
     assert isinstance(third, Exceeded)
     fourth, granted = ledger_db.reserve(400, DAILY)
     assert isinstance(granted, Granted)
-    assert ledger_db.book(Void(fourth, ledger_db.holder(), "ai"))[0] == Booked("void", 0)
+    assert ledger_db.book(Void(fourth, ledger_db.holder(), "ai"))[0] == Booked("ai", "void", 0)
     assert spent(look(ledger_db, DAILY)) == 600
 
 
@@ -232,7 +234,7 @@ def test_ends_in_one_transaction_count_once(ledger_db: Any) -> None:
     with ledger_db.rows.transaction() as transaction:
         [[once], [twice], [voided]] = book(transaction, [[settle], [settle], [void]], "me")
     assert spent(once) == spent(twice) == 500
-    assert voided == Booked("settle", 500)
+    assert voided == Booked("ai", "settle", 500)
     assert spent(look(ledger_db, DAILY)) == 500
 
 

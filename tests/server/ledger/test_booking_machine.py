@@ -240,12 +240,16 @@ class Model:
         held = self.open.pop(key, None)
         if held is None:
             known = self.ending(key)
-            return Refused if known is None else Booked(known.kind, known.amount, known.excess)
+            return (
+                Refused
+                if known is None
+                else Booked(known.meter, known.kind, known.amount, known.excess)
+            )
         excess = max(amount - held.amount, 0) if kind == "settle" else 0
         self.entries.append(
             Spent(key, kind, held.holder, held.meter, amount, self.clock.now_ms, excess)
         )
-        return Booked(kind, amount, excess)
+        return Booked(held.meter, kind, amount, excess)
 
     def adjust(self, given: Adjust) -> Any:
         if self.ending(given.entry_key):

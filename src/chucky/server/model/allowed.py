@@ -77,7 +77,7 @@ def unpriced_usage(reported: Mapping[str, Any]) -> str:
         for name, value in reported.items()
         if name not in _USAGE_FIELDS and _counts_something(value)
     }
-    return ", ".join(f"{name}={value!r:.100}" for name, value in sorted(unknown.items()))
+    return ", ".join(f"{name!a:.100}: {value!a:.100}" for name, value in sorted(unknown.items()))
 
 
 def _counts_something(value: Any) -> bool:

@@ -13,7 +13,7 @@ beyond which no request is accepted.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ _FIELDS = ("messages", "system", "tools", "tool_choice", "output_config")
 _IMAGE_TOKENS = 5_000
 _SYSTEM_TOKENS = 1_000  # what a provider adds for tools and schemas
 _CHARACTERS_PER_TOKEN = 3
+_LARGEST_CONTEXT_TOKENS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +53,22 @@ class InputSize:
             any(block["type"] == "document" and _is_binary(block) for block in media),
         )
 
-    def bound(self, model: Model) -> int:
-        """The most tokens it can have."""
+    def bound(self, context_tokens: int) -> int:
+        """The most tokens it can have, if no more than the context are accepted."""
         if self.has_binary_documents:
-            return model.context_tokens
+            return context_tokens
         tokens = self.characters + self.images * _IMAGE_TOKENS + _SYSTEM_TOKENS
-        return min(tokens, model.context_tokens)
+        return min(tokens, context_tokens)
 
-    def estimate(self, model: Model) -> int:
+    def estimate(self, context_tokens: int) -> int:
         """About how many tokens it has: for a call that nobody lived to count."""
         tokens = -(-self.characters // _CHARACTERS_PER_TOKEN) + self.images * _IMAGE_TOKENS
-        return min(tokens, model.context_tokens)
+        return min(tokens, context_tokens)
+
+
+def largest_context(model: Model, betas: Sequence[str]) -> int:
+    """How many tokens of input a call is accepted with at most; a beta may widen the context."""
+    return max(model.context_tokens, _LARGEST_CONTEXT_TOKENS if betas else 0)
 
 
 def input_nanos_bound(request: Mapping[str, Any], price: Price, tokens: int) -> int:

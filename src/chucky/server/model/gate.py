@@ -17,7 +17,7 @@ from datetime import datetime
 from typing import Any
 
 from chucky.server.model.allowed import check_priceable, unpriced_usage
-from chucky.server.model.bounds import InputSize, input_nanos_bound
+from chucky.server.model.bounds import InputSize, input_nanos_bound, largest_context
 from chucky.server.model.catalog import Model
 from chucky.server.model.events import Event
 from chucky.server.model.meter import Meter
@@ -27,9 +27,9 @@ from chucky.server.model.upstream import Upstream, UpstreamError, Upstreams
 
 logger = logging.getLogger("chucky.server")
 
-# How many characters of output make a token, where the provider did not live to say: rather too
-# few, so that an interrupted answer is not counted too low.
-_CHARACTERS_PER_TOKEN = 3
+# How many bytes of output make a token, where the provider did not live to say: rather too few, so
+# that an interrupted answer is not counted too low.
+_BYTES_PER_TOKEN = 3
 # The least thinking the API accepts.
 _LEAST_THINKING_TOKENS = 1_024
 
@@ -40,23 +40,29 @@ class _Count:
 
     Attributes:
         usage: As the provider reported it; before that, what is known of the input.
+        reported: Its report as it came.
+        output_bytes: How much of the answer has arrived.
+        stop_reason: Why the model stopped.
+        is_final: Whether the report was made after the last of the answer.
+        complete: Whether the stream came to its end.
     """
 
     usage: Usage
     reported: dict[str, Any] = field(default_factory=dict)
-    characters: int = 0
+    output_bytes: int = 0
     stop_reason: str | None = None
+    is_final: bool = False
     complete: bool = False
 
     def take(self, event: Event) -> None:
         if event.delta is not None:
-            self.characters += len(event.delta.piece)
+            self.output_bytes += _bytes(event.delta.piece)
             return
         match event.fields:
             case {"type": "message_start", "message": {"usage": dict(usage)}}:
                 self._report(usage)
             case {"type": "content_block_delta", "delta": dict(delta)}:
-                self.characters += sum(len(v) for k, v in delta.items() if _is_output(k, v))
+                self.output_bytes += sum(_bytes(v) for k, v in delta.items() if _is_output(k, v))
             case {"type": "message_delta", **rest}:
                 self._take_end(rest)
             case {"type": "message_stop"}:
@@ -69,11 +75,13 @@ class _Count:
         match message_delta:
             case {"usage": dict(usage)}:
                 self._report(usage)
+                self.is_final = self.stop_reason is not None and "input_tokens" in self.reported
 
     def _report(self, usage: dict[str, Any]) -> None:
         self.reported = merge_usage(self.reported, usage)
+        known = {"input_tokens": self.usage.input_tokens, **self.reported}
         try:
-            self.usage = Usage.from_api(self.reported)
+            self.usage = Usage.from_api(known)
         except ValueError as error:
             raise UpstreamError(
                 f"The model's stream reported a usage that makes no sense ({error}).",
@@ -81,17 +89,17 @@ class _Count:
             ) from error
 
     def total(self) -> Usage:
-        """The usage as reported, its output estimated if the stream was cut short."""
-        if self.complete:
+        """The usage as reported, its output estimated if no report was the last."""
+        if self.is_final:
             return self.usage
-        estimate = -(-self.characters // _CHARACTERS_PER_TOKEN)
+        estimate = -(-self.output_bytes // _BYTES_PER_TOKEN)
         return replace(self.usage, output_tokens=max(estimate, self.usage.output_tokens))
 
     def charge(self, price: Price, held_nanos: int | None) -> Charge:
         """What is to be booked; an estimate is never more than what is held."""
         usage = self.total()
         nanos = price.cost_nanos(usage)
-        if self.complete:
+        if self.is_final:
             return Charge(usage, nanos, unpriced=unpriced_usage(self.reported))
         if held_nanos is not None:
             nanos = min(nanos, held_nanos)
@@ -151,7 +159,7 @@ class Gate:
         upstream = await provider.upstreams.upstream_for(model, project_id)
         if model.provider_model is not None:
             request = {**request, "model": model.provider_model}
-        payment, usage = await _reserve(payer, upstream, model, request, price)
+        payment, usage = await _reserve(payer, upstream, model, request, price, betas)
         count = _Count(usage)
         call = _paid_call(upstream, _within(request, payment.max_tokens), betas, count)
         started_at = time.monotonic_ns()
@@ -196,22 +204,38 @@ async def _paid_call(
 
 
 async def _reserve(
-    payer: Payer, upstream: Upstream, model: Model, request: Mapping[str, Any], price: Price
+    payer: Payer,
+    upstream: Upstream,
+    model: Model,
+    request: Mapping[str, Any],
+    price: Price,
+    betas: Sequence[str],
 ) -> tuple[Payment, Usage]:
     """Hold what a call may cost; where a cheap look at the input is too dear, count it first."""
     size = InputSize.of(request)
-    usage = Usage(input_tokens=size.estimate(model))
-    bound = size.bound(model)
+    most_tokens = largest_context(model, betas)
+    usage = Usage(input_tokens=size.estimate(most_tokens))
+    bound = size.bound(most_tokens)
     payment = await payer.reserve(_quote(price, request, bound, usage), is_final=False)
     if payment is not None:
         return payment, usage
-    counted = await upstream.count_tokens(request)
+    counted = await _counted(upstream, request)
     if counted is not None:
         bound = counted
         usage = Usage(input_tokens=counted)
     payment = await payer.reserve(_quote(price, request, bound, usage), is_final=True)
     assert payment is not None, "a final quote is paid for or refused"
     return payment, usage
+
+
+async def _counted(upstream: Upstream, request: Mapping[str, Any]) -> int | None:
+    try:
+        return await upstream.count_tokens(request)
+    except UpstreamError as error:
+        # Servers that speak the Messages API need not have this part of it.
+        if error.reason != "model_not_found":
+            raise
+        return None
 
 
 def _quote(price: Price, request: Mapping[str, Any], tokens: int, usage: Usage) -> Quote:
@@ -242,10 +266,14 @@ def _within(request: Mapping[str, Any], max_tokens: int) -> Mapping[str, Any]:
 def _end(payment: Payment, charge: Charge) -> None:
     if charge.unpriced:
         logger.error("a provider charges for what has no price here: %s", charge.unpriced)
-    if charge.usage == Usage():
+    if charge.usage == Usage() and not charge.unpriced:
         payment.void()
     else:
         payment.settle(charge)
+
+
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
 
 
 def _is_output(key: str, value: object) -> bool:

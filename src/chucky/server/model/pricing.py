@@ -29,6 +29,8 @@ _NANOS_PER_DOLLAR = 1_000_000_000
 _NANOS_PER_MICRO = 1_000
 _MICROS_PER_DOLLAR = 1_000_000
 _TOKENS_PER_RATE = 1_000_000
+# Beyond every context there is, and what they cost still fits the 64 bits of a database.
+_MOST_TOKENS = 1_000_000_000
 
 Kind = Literal["input", "output", "cache_read", "cache_write_5m", "cache_write_1h"]
 _KINDS: tuple[Kind, ...] = ("input", "output", "cache_read", "cache_write_5m", "cache_write_1h")
@@ -114,7 +116,12 @@ def merge_usage(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> dict[st
 
 def _count(raw: Mapping[str, Any], name: str) -> int:
     value = raw.get(name)
-    return 0 if value is None else _checked_count(f"usage.{name}", value)
+    if value is None:
+        return 0
+    count = _checked_count(f"usage.{name}", value)
+    if count > _MOST_TOKENS:
+        raise ValueError(f"usage.{name} is more than any call has: {value!r:.60}.")
+    return count
 
 
 def _checked_count(name: str, value: Any) -> int:

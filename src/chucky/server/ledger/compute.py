@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -30,8 +31,9 @@ from chucky.server.ledger.wishes import Wish
 _SLICE_MS = 10_000
 _LEAST_SLICE_MS = 1_000
 _PRICE_OF_A_MILLION_MS = 1_000_000
-# How soon a slice is asked for again that others hold.
-_BUSY_RETRY_SECONDS = 0.25
+# How soon a slice is asked for again that was refused: others may give back what they hold, and a
+# new window may begin.
+_RETRY_SECONDS = 0.25
 
 _SLICE = Wish(
     fixed=0,
@@ -58,7 +60,7 @@ class ComputeClock:
 
         Args:
             ledger: Where slices are reserved.
-            holder: Who pays; the turn's id is that of the reservation.
+            holder: Who pays.
             limits: What must not be exceeded.
             rates: How many turns may begin.
             end_turn: Ends the turn when the compute is used up.
@@ -69,6 +71,7 @@ class ComputeClock:
         self._rates = rates
         self._end_turn = end_turn
         self._loop = asyncio.get_running_loop()
+        self._reservation_id = ""
         self._held_ms = 0
         self._used_seconds = 0.0
         self._running_since: float | None = None
@@ -89,23 +92,25 @@ class ComputeClock:
 
     def first_slice(self) -> Reserve:
         """The reservation that has to be granted before :meth:`begin`."""
+        # One that failed was given back, and what has ended never begins again.
+        self._reservation_id = uuid.uuid4().hex
         return Reserve(
-            self._holder.turn_id, self._holder, "compute", _SLICE, self._limits, self._rates
+            self._reservation_id, self._holder, "compute", _SLICE, self._limits, self._rates
         )
 
     def begin(self, granted: Granted) -> None:
         """Start counting."""
         self.has_begun = True
         self._held_ms = granted.amount
-        self._ledger.watch(self._holder.turn_id, self._checkpoint)
+        self._ledger.watch(self._reservation_id, self._checkpoint)
         self._run_or_stand()
 
     def end(self) -> Settle:
         """Stop counting and say what was used."""
         self._stand()
-        self._ledger.unwatch(self._holder.turn_id)
+        self._ledger.unwatch(self._reservation_id)
         return Settle(
-            self._holder.turn_id, self._holder, "compute", self.used_ms, limits=self._limits
+            self._reservation_id, self._holder, "compute", self.used_ms, limits=self._limits
         )
 
     @contextmanager
@@ -131,7 +136,7 @@ class ComputeClock:
             self._run_or_stand()
 
     def _checkpoint(self) -> Checkpoint:
-        return Checkpoint(self._holder.turn_id, self.used_ms)
+        return Checkpoint(self._reservation_id, self.used_ms)
 
     def _run_or_stand(self) -> None:
         if not self.has_begun or (self._waits and not self._calls):
@@ -152,10 +157,10 @@ class ComputeClock:
         if self._timer is not None:
             self._timer.cancel()
         left_seconds = max(self._held_ms - self.used_ms, 0) / 1000
-        if self._is_asking or isinstance(self._refusal, Exceeded):
+        if self._is_asking:
             pause_seconds = left_seconds
-        elif isinstance(self._refusal, Busy):
-            pause_seconds = min(left_seconds, _BUSY_RETRY_SECONDS)
+        elif self._refusal is not None:
+            pause_seconds = min(left_seconds, _RETRY_SECONDS)
         else:
             pause_seconds = left_seconds / 2
         self._timer = self._loop.call_later(pause_seconds, self._look)
@@ -164,9 +169,9 @@ class ComputeClock:
         if self.used_ms >= self._held_ms:
             self._end_turn(self._used_up())
             return
-        if not self._is_asking and not isinstance(self._refusal, Exceeded):
+        if not self._is_asking:
             self._is_asking = True
-            more = Extend(self._holder.turn_id, self._holder, "compute", _SLICE, self._limits)
+            more = Extend(self._reservation_id, self._holder, "compute", _SLICE, self._limits)
             self._ledger.post(more).add_done_callback(self._take)
         self._set_timer()
 

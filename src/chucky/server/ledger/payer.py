@@ -109,6 +109,8 @@ class TurnPayer:
 
     async def reserve(self, quote: Quote, *, is_final: bool) -> CallPayment | None:
         """Hold money for a call; see :class:`~chucky.server.model.payment.Payer`."""
+        if not is_final and self._ledger.has_line(self._holder):
+            return None
         call_id = uuid.uuid4().hex
         wish = self._wish(quote, is_final=is_final)
         wanted = Reserve(
@@ -124,7 +126,7 @@ class TurnPayer:
             outcome = await self._held(wanted, may_wait=is_final)
         if isinstance(outcome, Granted):
             return CallPayment(self, call_id, outcome, is_clamped=outcome.units < quote.max_tokens)
-        if not is_final and isinstance(outcome, Busy | Exceeded) and outcome.standing.meter == "ai":
+        if not is_final and _may_differ(outcome):
             return None
         raise _refusal(outcome)
 
@@ -362,6 +364,16 @@ class _FreePayment:
 
 def _checkpoint(call_id: str, charge: Charge) -> Checkpoint:
     return Checkpoint(call_id, charge.nanos, charge.usage)
+
+
+def _may_differ(outcome: Outcome) -> bool:
+    """Whether a closer look at the input, or a wait, may come to something else."""
+    match outcome:
+        case Busy():
+            return True
+        case Exceeded(standing):
+            return standing.meter == "ai"
+    return False
 
 
 def _refusal(outcome: Outcome) -> ChuckyError:

@@ -20,10 +20,11 @@ _LATEST_FIRST: Final = "ORDER BY active_ms DESC, session_id LIMIT ?"
 _SESSION: Final = f"{_SESSIONS} WHERE session_id = ?"
 _SESSIONS_OF_USER: Final = f"{_SESSIONS} WHERE project_id = ? AND user_id = ? {_LATEST_FIRST}"
 _SESSIONS_OF_PROJECT: Final = f"{_SESSIONS} WHERE project_id = ? {_LATEST_FIRST}"
-# A turn that runs has reserved compute under its id.
+# A turn that runs has reserved compute.
 _WITHOUT_COMPUTE: Final = """
 turn_id <> '' AND NOT EXISTS (
-    SELECT 1 FROM ledger_reservations WHERE reservation_id = sessions.turn_id
+    SELECT 1 FROM ledger_reservations
+    WHERE ledger_reservations.turn_id = sessions.turn_id AND meter = 'compute'
 )
 """
 _INTERRUPTED_SESSIONS: Final = f"{_SESSIONS} WHERE {_WITHOUT_COMPUTE}"

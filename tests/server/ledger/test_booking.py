@@ -279,12 +279,17 @@ def test_an_extension_holds_more_under_the_same_limits(ledger_db: Any) -> None:
     held = uuid.uuid4().hex
     ledger_db.book(Reserve(held, ledger_db.holder(), "compute", wish, (DAILY,)))
     more = Extend(held, ledger_db.holder(), "compute", wish, (DAILY,))
-    assert ledger_db.book(more)[0].amount == 650
     other, _ = ledger_db.reserve(350, DAILY, meter="compute")
+    assert ledger_db.book(more)[0].amount == 650
     assert isinstance(ledger_db.book(more)[0], Busy)
-    ledger_db.book(Settle(other, ledger_db.holder(), "compute", 350))
-    outcome = ledger_db.book(Settle(held, ledger_db.holder(), "compute", 640))[0]
-    assert (outcome.amount, outcome.excess) == (640, 0)
+    ledger_db.book(Settle(other, ledger_db.holder(), "compute", 100))
+    assert ledger_db.book(more)[0].amount == 900
+    # All that is left is its own, so that nobody needs to be waited for.
+    outcome = ledger_db.book(more)[0]
+    assert isinstance(outcome, Exceeded)
+    assert (outcome.standing.spent, outcome.standing.reserved) == (1_000, 0)
+    outcome = ledger_db.book(Settle(held, ledger_db.holder(), "compute", 890))[0]
+    assert (outcome.amount, outcome.excess) == (890, 0)
     assert isinstance(ledger_db.book(more)[0], Refused)
 
 

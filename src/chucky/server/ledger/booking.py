@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 from chucky.server.ledger.accounts import (
@@ -239,7 +240,12 @@ class _Books:
         reservation = self._open.get(wanted.reservation_id)
         if reservation is None:
             return Refused("The reservation has ended already.")
-        standings = self._standings(wanted.holder, wanted.meter, wanted.limits)
+        held = reservation.amount
+        # Who needs more has spent what it holds: others do not hold it, and it does not come back.
+        standings = tuple(
+            replace(each, spent=each.spent + held, reserved=each.reserved - held)
+            for each in self._standings(wanted.holder, wanted.meter, wanted.limits)
+        )
         units = self._granted_units(wanted, standings)
         if not isinstance(units, int):
             return units
@@ -347,14 +353,8 @@ class _Books:
             if refusal := self._refusal_of_refund(correction):
                 return Refused(refusal)
             charge = self._endings[correction.refers_to]
-            self._endings[correction.refers_to] = Ending(
-                charge.kind,
-                charge.holder,
-                charge.meter,
-                charge.amount,
-                charge.excess,
-                charge.refunded + correction.amount,
-            )
+            refunded = charge.refunded + correction.amount
+            self._endings[correction.refers_to] = replace(charge, refunded=refunded)
         self._append(
             Entry(
                 entry_key=correction.entry_key,

@@ -52,7 +52,7 @@ class Reserve:
 
 @dataclass(frozen=True, slots=True)
 class Extend:
-    """Hold more under a reservation that is open."""
+    """Hold more under a reservation that is open, because what it holds is nearly spent."""
 
     reservation_id: str
     holder: Holder

@@ -157,7 +157,7 @@ class Model:
     def ending(self, key: str) -> Spent | None:
         return next((each for each in self.entries if each.key == key), None)
 
-    def granted_units(self, wanted: Reserve | Extend) -> int | str:
+    def granted_units(self, wanted: Reserve | Extend, own: int = 0) -> int | str:
         wish = wanted.wish
         price = Fraction(wish.rate, 1_000_000)
         if not wanted.limits:
@@ -166,7 +166,7 @@ class Model:
             (limit.amount, *self.stand(wanted.holder, wanted.meter, limit))
             for limit in wanted.limits
         ]
-        left = min(limit - spent for limit, spent, _ in stands)
+        left = min(limit - spent for limit, spent, _ in stands) - own
         free = min(limit - spent - held for limit, spent, held in stands)
 
         def fits(units: int, money: int) -> bool:
@@ -174,6 +174,8 @@ class Model:
 
         if not fits(min(wish.least_units, wish.units), left):
             return "exceeded"
+        if wish.fixed > Fraction(left, wish.fixed_share):
+            return "busy"
         share = wish.units if not price else int((left // 8) / price)
         bought = wish.units if not price else int((left - wish.fixed) / price)
         most = min(wish.units, bought, max(wish.fair_units, share))
@@ -223,7 +225,7 @@ class Model:
         held = self.open.get(wanted.reservation_id)
         if held is None:
             return Refused
-        units = self.granted_units(wanted)
+        units = self.granted_units(wanted, held.amount)
         if not isinstance(units, int):
             return Busy if units == "busy" else Exceeded
         held.amount += wanted.wish.fixed + -(-units * wanted.wish.rate // 1_000_000)
@@ -306,6 +308,7 @@ wishes = st.builds(
     least_units=st.sampled_from([1, 64]),
     fair_units=st.sampled_from([100, 800]),
     fallback_units=st.sampled_from([25, 400]),
+    fixed_share=st.sampled_from([1, 1, 16]),
 )
 
 

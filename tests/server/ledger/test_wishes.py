@@ -66,6 +66,13 @@ def test_without_a_limit_everything_is_granted() -> None:
     assert WISH.verdict([]) == 32_000
 
 
+def test_a_bound_that_is_much_of_what_is_left_is_looked_at_again() -> None:
+    rough = replace(WISH, fixed_share=16)
+    assert rough.verdict([standing(48_000)]) == 4_500
+    assert rough.verdict([standing(47_999)]) == "busy"
+    assert rough.verdict([standing(48_000, spent=1)]) == "busy"
+
+
 def test_all_limits_hold_the_tightest_decides() -> None:
     wide, tight = standing(10_000_000), standing(83_000)
     assert WISH.verdict([wide, tight]) == WISH.verdict([tight, wide]) == 8_000

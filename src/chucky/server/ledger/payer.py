@@ -47,6 +47,9 @@ from chucky.server.model.payment import Charge, Payment, Quote
 FAIR_TOKENS = 8_192
 # Rather than waiting for others, a call takes so much.
 FALLBACK_TOKENS = 4_096
+# An input whose bound takes more than this part of the money left is counted first: held as it is,
+# it would be missing for calls side by side.
+_BOUND_SHARE = 16
 # How long the end of a turn waits for the ledger.
 _SETTLING_SECONDS = 10.0
 
@@ -139,6 +142,7 @@ class TurnPayer:
             least_units=self._min_output_tokens if is_final else fair_tokens,
             fair_units=FAIR_TOKENS,
             fallback_units=FALLBACK_TOKENS if is_final else fair_tokens,
+            fixed_share=1 if is_final else _BOUND_SHARE,
         )
 
     async def _held(self, wanted: Reserve, *, may_wait: bool) -> Outcome:

@@ -29,6 +29,8 @@ class Wish:
         least_units: With fewer it is not worth beginning.
         fair_units: So many may always be taken, where the share of one call would be less.
         fallback_units: So many are taken rather than waiting for more.
+        fixed_share: The fixed part must be no more than such a part of what is left, or it is
+            ``busy``: for a bound that is much too high, and that others would have to wait for.
     """
 
     fixed: int
@@ -37,6 +39,7 @@ class Wish:
     least_units: int
     fair_units: int
     fallback_units: int
+    fixed_share: int = 1
 
     def cost(self, units: int) -> int:
         """What so many units are reserved with."""
@@ -55,6 +58,8 @@ class Wish:
         free = min(standing.free for standing in standings)
         if self.cost(min(self.least_units, self.units)) > left:
             return "exceeded"
+        if self.fixed * self.fixed_share > left:
+            return "busy"
         wanted = min(
             self.units,
             self._units_for(left - self.fixed),

@@ -121,7 +121,7 @@ async def _open_ledger(
 
     rows = await asyncio.to_thread(open_ledger, settings, clock_ms)
     stack.callback(rows.close)
-    ledger = Ledger(rows)
+    ledger = Ledger(rows, is_shared=not isinstance(settings.db, Path))
     if ended := await ledger.recover():
         logger.warning("%d reservations of a server that died were booked as estimates", ended)
     return ledger

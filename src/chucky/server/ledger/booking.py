@@ -91,7 +91,7 @@ class _Books:
     def __init__(self, transaction: LedgerTransaction, owner: str) -> None:
         self._transaction = transaction
         self._owner = owner
-        self._now_ms = transaction.now_ms
+        self._now_ms = 0
         self._accounts: dict[AccountKey, Account] = {}
         self._anchors: dict[AnchorKey, int] = {}
         self._open: dict[str, Reservation] = {}
@@ -124,9 +124,8 @@ class _Books:
         for expired in self._expired:
             wanted.update(expired.holder.key(scope, expired.meter) for scope in _SCOPES)
         if wanted:
-            self._accounts = self._transaction.lock_accounts(wanted)
-        if missing := needed - self._accounts.keys():
-            self._accounts |= self._transaction.create_accounts(missing)
+            self._accounts = self._transaction.lock_accounts(wanted, needed)
+        self._now_ms = self._transaction.now_ms
 
     def _read_anchors(self, operations: Sequence[Operation]) -> None:
         wanted = {

@@ -20,7 +20,7 @@ class AnchorKey(NamedTuple):
 
     project_id: str
     user_id: str
-    window: str
+    window_kind: str
 
 
 @dataclass(slots=True)
@@ -126,19 +126,31 @@ class Changes:
 
 
 class LedgerTransaction(Protocol):
-    """One transaction. What it reads stays as it is until it ends."""
+    """One transaction.
+
+    What belongs to the accounts that it locks stays as it is until it ends.
+    """
 
     @property
     def now_ms(self) -> int:
-        """The time of this transaction, in milliseconds since 1970."""
+        """The time of this transaction, in milliseconds since 1970.
+
+        Once accounts are locked, it is not before that.
+        """
         ...
 
-    def lock_accounts(self, keys: Collection[AccountKey]) -> dict[AccountKey, Account]:
-        """Read accounts, with the windows that are now; nobody else may until the end."""
-        ...
+    def lock_accounts(
+        self, keys: Collection[AccountKey], needed: Collection[AccountKey]
+    ) -> dict[AccountKey, Account]:
+        """Read accounts, with the windows that are now; nobody else may until the end.
 
-    def create_accounts(self, keys: Collection[AccountKey]) -> dict[AccountKey, Account]:
-        """Create accounts that are missing, with what entries and reservations say of them."""
+        Called once at most, before anything is written.
+
+        Args:
+            keys: Which.
+            needed: Those among them that are created if they are missing, with what entries and
+                reservations say of them.
+        """
         ...
 
     def anchors(self, keys: Collection[AnchorKey]) -> dict[AnchorKey, int]:

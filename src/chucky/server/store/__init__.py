@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
-from chucky.errors import ValidationError
 from chucky.server.ledger.rows import LedgerRows
 from chucky.server.settings import Settings
+from chucky.server.store import opening
 from chucky.server.store.database import now_ms
 from chucky.server.store.lock import ServeLock
 from chucky.server.store.opening import missing_migrations, open_database
 from chucky.server.store.projects import Store
 from chucky.server.store.session_rows import SessionReader
-from chucky.server.store.sqlite_ledger import SqliteLedgerRows
 
 __all__ = ["ServeLock", "Store", "missing_migrations", "open_ledger", "open_sessions", "open_store"]
 
@@ -23,17 +21,13 @@ def open_ledger(settings: Settings, clock_ms: Callable[[], int] = now_ms) -> Led
 
     Args:
         settings: Where the store is.
-        clock_ms: The time, in milliseconds since 1970.
+        clock_ms: The time, in milliseconds since 1970, for a ledger in a file; a PostgreSQL server
+            has a clock of its own.
 
     Raises:
-        ValidationError: It cannot be opened, or is not in a file.
+        ValidationError: It cannot be opened.
     """
-    if not isinstance(settings.db, Path):
-        raise ValidationError(
-            "The ledger cannot be kept in PostgreSQL yet: use a file, or have no budgets kept "
-            "(ledger = false)."
-        )
-    return SqliteLedgerRows.open(settings.db, clock_ms)
+    return opening.open_ledger(settings.db, clock_ms)
 
 
 def open_sessions(settings: Settings) -> SessionReader:

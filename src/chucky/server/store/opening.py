@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from chucky.errors import ValidationError
+from chucky.server.ledger.rows import LedgerRows
 from chucky.server.postgres_url import PostgresUrl
 from chucky.server.store import sqlite_file
 from chucky.server.store.database import Database
 from chucky.server.store.migration import Migration
+from chucky.server.store.sqlite_ledger import SqliteLedgerRows
 
 
 def open_database(db: Path | PostgresUrl, *, create: bool = True) -> Database:
@@ -29,6 +31,24 @@ def open_database(db: Path | PostgresUrl, *, create: bool = True) -> Database:
         from chucky.server.store import postgres_database
 
     return postgres_database.PostgresDatabase.open(db, create=create)
+
+
+def open_ledger(db: Path | PostgresUrl, clock_ms: Callable[[], int]) -> LedgerRows:
+    """Open the ledger in a database, bringing one of an earlier version up to date first.
+
+    Args:
+        db: A file, or the address of a PostgreSQL database.
+        clock_ms: The time for a file, in milliseconds since 1970.
+
+    Raises:
+        ValidationError: It cannot be used; the sentence says why.
+    """
+    if isinstance(db, Path):
+        return SqliteLedgerRows.open(db, clock_ms)
+    with _driver_needed():
+        from chucky.server.store.postgres_ledger import PostgresLedgerRows
+
+    return PostgresLedgerRows.open(db)
 
 
 def missing_migrations(db: Path | PostgresUrl) -> list[Migration]:

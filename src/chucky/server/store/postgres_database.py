@@ -7,6 +7,8 @@ from and written to it is the business of the modules beside this one.
 
 from __future__ import annotations
 
+import select
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, TypeAlias
@@ -46,6 +48,18 @@ SELECT set_config(name, value, false) FROM (VALUES
     ('default_transaction_isolation', 'read committed'),
     ('synchronous_commit',
         coalesce(nullif(current_setting('synchronous_commit'), 'off'), 'on'))
+) AS settings (name, value)
+"""
+# For a connection whose transactions hold what others wait for: it must not leave them waiting. Its
+# statements are planned once, when tables may be small or unknown, and must stay good.
+_SET_UP_KEPT: Final = """
+SELECT set_config(name, value, false) FROM (VALUES
+    ('idle_in_transaction_session_timeout', '5s'),
+    ('plan_cache_mode', 'force_generic_plan'),
+    ('enable_seqscan', 'off'),
+    ('enable_hashjoin', 'off'),
+    ('enable_mergejoin', 'off'),
+    ('jit', 'off')
 ) AS settings (name, value)
 """
 # Whoever changes projects or the schema holds this lock until the end of the transaction, so that
@@ -145,6 +159,83 @@ class PostgresDatabase:
             if is_lost:
                 # Those that wait for their turn are probably lost as well.
                 self._pool.check()
+
+
+class KeptConnection:
+    """One connection for one writer, made again when it was lost. Made by :meth:`open`.
+
+    Statements are sent without waiting for the answers to those before them, until rows are asked
+    for.
+    """
+
+    def __init__(self, url: PostgresUrl) -> None:
+        self._url = url
+        self._lock = threading.Lock()
+        self._connection: Connection | None = None
+        self._is_closed = False
+
+    @classmethod
+    def open(cls, url: PostgresUrl) -> KeptConnection:
+        """Connect to a database, bringing one of an earlier version up to date first.
+
+        Raises:
+            ValidationError: The server cannot be reached, or the database not be used.
+        """
+        with _connected(url) as connection:
+            _migrate(connection, url)
+        return cls(url)
+
+    def close(self) -> None:
+        """Close it. Safe to call again."""
+        with self._lock:
+            self._is_closed = True
+            if self._connection is not None:
+                self._connection.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """Begin a transaction, which the first statement after a commit or rollback does as well.
+
+        Raises:
+            ChuckyError: The database failed.
+        """
+        with self._lock, faults(self._url, store_error):
+            connection = self._connection_that_lives()
+            try:
+                with connection.pipeline():
+                    yield connection
+                    connection.commit()
+            except BaseException:
+                _roll_back(connection)
+                raise
+
+    def _connection_that_lives(self) -> Connection:
+        if self._is_closed:
+            raise PoolClosed("closed")
+        if self._connection is None or _is_lost(self._connection):
+            if self._connection is not None:
+                self._connection.close()
+            self._connection = psycopg.connect(**_parameters(self._url), prepare_threshold=0)
+            self._connection.execute(_SET_UP)
+            self._connection.execute(_SET_UP_KEPT)
+            self._connection.commit()
+        return self._connection
+
+
+def _is_lost(connection: Connection) -> bool:
+    """Whether a connection that nobody uses is gone; only then it has something to say."""
+    if connection.closed:
+        return True
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _roll_back(connection: Connection) -> None:
+    try:
+        connection.rollback()
+    except psycopg.Error:
+        connection.close()  # the server rolls back what has no connection any more
 
 
 class Statements:
@@ -248,6 +339,7 @@ def _is_true(connection: Connection, question: str) -> bool:
 
 _WHAT_TO_DO: Final = {
     "25006": "is read-only; name the server that accepts writes",
+    "40P01": "was locked by others in a knot; try again",
     "42501": "does not let this user do that; grant it the right, or make it the owner",
     "42P01": "lacks a table that was there; restore it from a backup",
     "53100": "cannot be written because the disk of its server is full; free some space",

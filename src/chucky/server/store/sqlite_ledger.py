@@ -10,13 +10,14 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from chucky.server.ledger.accounts import Account, AccountKey, Holder
-from chucky.server.ledger.rows import AnchorKey, Changes, Ending, Entry, Reservation
+from chucky.server.ledger.rows import AnchorKey, Changes, Ending, Reservation
 from chucky.server.ledger.windows import Window
 from chucky.server.model.pricing import Usage
 from chucky.server.sessions.log import Event, Progress, SessionRecord
+from chucky.server.store import ledger_columns as columns
 from chucky.server.store import session_rows
 from chucky.server.store.database import now_ms, store_error
 from chucky.server.store.sqlite_file import Connection, faults, open_file, transaction
@@ -29,19 +30,21 @@ _WINDOWS: Final = """
 SELECT window_kind, start_ms, end_ms, spent FROM ledger_windows
 WHERE account_id = ?1 AND start_ms <= ?2 AND end_ms > ?2
 """
-# '' stands for all users, or all sessions.
-_CREATE_ACCOUNT: Final = """
+
+
+def _creation(whose: str) -> str:
+    of_this_account = f"project_id = :project_id AND meter = :meter {whose}"
+    return f"""
 INSERT INTO ledger_accounts (project_id, user_id, session_id, meter, settled, reserved)
 SELECT :project_id, :user_id, :session_id, :meter,
-    (SELECT coalesce(sum(amount), 0) FROM ledger_entries
-     WHERE project_id = :project_id AND meter = :meter
-         AND (:user_id = '' OR user_id = :user_id)
-         AND (:session_id = '' OR session_id = :session_id)),
-    (SELECT coalesce(sum(amount), 0) FROM ledger_reservations
-     WHERE project_id = :project_id AND meter = :meter
-         AND (:user_id = '' OR user_id = :user_id)
-         AND (:session_id = '' OR session_id = :session_id))
+    (SELECT coalesce(sum(amount), 0) FROM ledger_entries WHERE {of_this_account}),
+    (SELECT coalesce(sum(amount), 0) FROM ledger_reservations WHERE {of_this_account})
 """
+
+
+_CREATE_OF_PROJECT: Final = _creation("")
+_CREATE_OF_USER: Final = _creation("AND user_id = :user_id")
+_CREATE_OF_SESSION: Final = _creation("AND user_id = :user_id AND session_id = :session_id")
 _SPENT_BY_USER: Final = """
 SELECT coalesce(sum(amount), 0) FROM ledger_entries
 WHERE project_id = ? AND user_id = ? AND meter = ? AND at_ms >= ? AND at_ms < ?
@@ -57,15 +60,11 @@ _SET_ANCHOR: Final = """
 INSERT INTO ledger_anchors (project_id, user_id, window_kind, anchor_ms) VALUES (?, ?, ?, ?)
 ON CONFLICT (project_id, user_id, window_kind) DO UPDATE SET anchor_ms = excluded.anchor_ms
 """
-_RESERVATIONS: Final = """
-SELECT reservation_id, project_id, user_id, session_id, turn_id, meter, amount, units, checkpoint,
-    input_tokens, output_tokens, cache_write_5m_tokens, cache_write_1h_tokens, cache_read_tokens,
-    coalesce(price, ''), model, granted_ms, expires_ms, owner
-FROM ledger_reservations LEFT JOIN ledger_prices USING (price_id)
-"""
-_RESERVATION: Final = f"{_RESERVATIONS} WHERE reservation_id = ?"
-_ALL_RESERVATIONS: Final = f"{_RESERVATIONS} LIMIT 1000"
-_EXPIRED_RESERVATIONS: Final = f"{_RESERVATIONS} WHERE expires_ms <= ? AND owner <> ? LIMIT 1000"
+_RESERVATION: Final = f"{columns.SELECT_RESERVATIONS} WHERE reservation_id = ?"
+_ALL_RESERVATIONS: Final = f"{columns.SELECT_RESERVATIONS} LIMIT 1000"
+_EXPIRED_RESERVATIONS: Final = (
+    f"{columns.SELECT_RESERVATIONS} WHERE expires_ms <= ? AND owner <> ? LIMIT 1000"
+)
 _ENDING: Final = """
 SELECT kind, project_id, user_id, session_id, turn_id, meter, amount, excess,
     (SELECT coalesce(-sum(amount), 0) FROM ledger_entries WHERE refers_to = ?1)
@@ -83,9 +82,8 @@ ORDER BY 1
 """
 _STARTS_BY_PROJECT: Final = _STARTS_BY_USER.replace("AND user_id = :user_id ", "")
 _RENEW: Final = "UPDATE ledger_reservations SET expires_ms = ? WHERE owner = ?"
-_CHECKPOINT: Final = """
-UPDATE ledger_reservations SET checkpoint = ?, input_tokens = ?, output_tokens = ?,
-    cache_write_5m_tokens = ?, cache_write_1h_tokens = ?, cache_read_tokens = ?
+_CHECKPOINT: Final = f"""
+UPDATE ledger_reservations SET checkpoint = ?, {" = ?, ".join(columns.TOKENS)} = ?
 WHERE reservation_id = ?
 """
 _FORGET_WINDOWS: Final = """
@@ -109,20 +107,15 @@ ON CONFLICT (account_id, window_kind) DO UPDATE SET start_ms = excluded.start_ms
 """
 _ADD_PRICE: Final = "INSERT INTO ledger_prices (price) VALUES (?) ON CONFLICT DO NOTHING"
 _PRICE_ID: Final = "SELECT price_id FROM ledger_prices WHERE price = ?"
-_SET_RESERVATION: Final = """
-INSERT INTO ledger_reservations (reservation_id, project_id, user_id, session_id, turn_id, meter,
-    amount, units, checkpoint, input_tokens, output_tokens, cache_write_5m_tokens,
-    cache_write_1h_tokens, cache_read_tokens, price_id, model, granted_ms, expires_ms, owner)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+_SET_RESERVATION: Final = f"""
+INSERT INTO ledger_reservations ({", ".join(columns.RESERVATION)})
+VALUES ({", ".join("?" * len(columns.RESERVATION))})
 ON CONFLICT (reservation_id) DO UPDATE SET amount = excluded.amount, units = excluded.units
 """
 _END_RESERVATION: Final = "DELETE FROM ledger_reservations WHERE reservation_id = ?"
-_ADD_ENTRY: Final = """
-INSERT INTO ledger_entries (entry_key, kind, project_id, user_id, session_id, turn_id, meter,
-    amount, reserved, excess, is_estimated, started_ms, at_ms, model, price_id, input_tokens,
-    output_tokens, cache_write_5m_tokens, cache_write_1h_tokens, cache_read_tokens, unpriced,
-    refers_to, note)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+_ADD_ENTRY: Final = f"""
+INSERT INTO ledger_entries ({", ".join(columns.ENTRY)})
+VALUES ({", ".join("?" * len(columns.ENTRY))})
 """
 
 
@@ -175,8 +168,18 @@ class SqliteLedgerTransaction:
         self._execute_many = connection.executemany
         self._price_ids = price_ids
 
-    def lock_accounts(self, keys: Collection[AccountKey]) -> dict[AccountKey, Account]:
-        """Read the accounts there are."""
+    def lock_accounts(
+        self, keys: Collection[AccountKey], needed: Collection[AccountKey]
+    ) -> dict[AccountKey, Account]:
+        """Read accounts, and create those that are needed and missing."""
+        found = self._accounts(keys)
+        if missing := [key for key in needed if key not in found]:
+            for key in missing:
+                self._create_account(key)
+            found |= self._accounts(missing)
+        return found
+
+    def _accounts(self, keys: Collection[AccountKey]) -> dict[AccountKey, Account]:
         found = {}
         for key in keys:
             row = self._execute(_ACCOUNT, key).fetchone()
@@ -188,11 +191,11 @@ class SqliteLedgerTransaction:
         rows = self._execute(_WINDOWS, (account_id, self.now_ms))
         return {Window(kind, start, end): spent for kind, start, end, spent in rows}
 
-    def create_accounts(self, keys: Collection[AccountKey]) -> dict[AccountKey, Account]:
-        """Create accounts."""
-        for key in keys:
-            self._execute(_CREATE_ACCOUNT, key._asdict())
-        return self.lock_accounts(keys)
+    def _create_account(self, key: AccountKey) -> None:
+        statement = _CREATE_OF_PROJECT
+        if key.user_id:
+            statement = _CREATE_OF_SESSION if key.session_id else _CREATE_OF_USER
+        self._execute(statement, key._asdict())
 
     def anchors(self, keys: Collection[AnchorKey]) -> dict[AnchorKey, int]:
         """Read anchors."""
@@ -211,7 +214,7 @@ class SqliteLedgerTransaction:
     def reservations(self, ids: Collection[str]) -> dict[str, Reservation]:
         """Read open reservations."""
         rows = (self._execute(_RESERVATION, (each,)).fetchone() for each in ids)
-        return {row[0]: _reservation(row) for row in rows if row is not None}
+        return {row[0]: columns.reservation(row) for row in rows if row is not None}
 
     def expired(self, owner: str | None) -> list[Reservation]:
         """Read reservations that nobody renewed."""
@@ -219,7 +222,7 @@ class SqliteLedgerTransaction:
             rows = self._execute(_ALL_RESERVATIONS)
         else:
             rows = self._execute(_EXPIRED_RESERVATIONS, (self.now_ms, owner))
-        return [_reservation(row) for row in rows.fetchall()]
+        return [columns.reservation(row) for row in rows.fetchall()]
 
     def endings(self, keys: Collection[str]) -> dict[str, Ending]:
         """Read how reservations ended."""
@@ -242,7 +245,10 @@ class SqliteLedgerTransaction:
         """Renew leases and write checkpoints."""
         self._execute_many(
             _CHECKPOINT,
-            [(amount, *_tokens(usage), each) for each, (amount, usage) in checkpoints.items()],
+            [
+                (amount, *columns.tokens(usage), each)
+                for each, (amount, usage) in checkpoints.items()
+            ],
         )
         return self._execute(_RENEW, (expires_ms, owner)).rowcount
 
@@ -271,10 +277,14 @@ class SqliteLedgerTransaction:
         if changes.ended:
             self._execute_many(_END_RESERVATION, [(each,) for each in changes.ended])
         if changes.reservations:
-            rows = map(self._reservation_row, changes.reservations.values())
-            self._execute_many(_SET_RESERVATION, list(rows))
+            rows = [
+                columns.reservation_row(each, self._price_id(each.price))
+                for each in changes.reservations.values()
+            ]
+            self._execute_many(_SET_RESERVATION, rows)
         if changes.entries:
-            self._execute_many(_ADD_ENTRY, list(map(self._entry_row, changes.entries)))
+            rows = [columns.entry_row(each, self._price_id(each.price)) for each in changes.entries]
+            self._execute_many(_ADD_ENTRY, rows)
         for account in changes.accounts.values():
             self._write_account(account)
 
@@ -299,42 +309,6 @@ class SqliteLedgerTransaction:
             row = (account.account_id, window.kind, window.start_ms, window.end_ms, spent)
             self._execute(_SET_WINDOW, row)
 
-    def _reservation_row(self, each: Reservation) -> tuple[Any, ...]:
-        return (
-            each.reservation_id,
-            *_holder(each.holder),
-            each.meter,
-            each.amount,
-            each.units,
-            each.checkpoint,
-            *_tokens(each.usage),
-            self._price_id(each.price),
-            each.model,
-            each.granted_ms,
-            each.expires_ms,
-            each.owner,
-        )
-
-    def _entry_row(self, entry: Entry) -> tuple[Any, ...]:
-        return (
-            entry.entry_key,
-            entry.kind,
-            *_holder(entry.holder),
-            entry.meter,
-            entry.amount,
-            entry.reserved,
-            entry.excess,
-            entry.is_estimated,
-            entry.started_ms,
-            entry.at_ms,
-            entry.model,
-            self._price_id(entry.price),
-            *_tokens(entry.usage),
-            entry.unpriced,
-            entry.refers_to,
-            entry.note,
-        )
-
     def _price_id(self, price: str) -> int | None:
         if not price:
             return None
@@ -342,34 +316,3 @@ class SqliteLedgerTransaction:
             self._execute(_ADD_PRICE, (price,))
             self._price_ids[price] = self._execute(_PRICE_ID, (price,)).fetchone()[0]
         return self._price_ids[price]
-
-
-def _reservation(row: tuple[Any, ...]) -> Reservation:
-    return Reservation(
-        reservation_id=row[0],
-        holder=Holder(*row[1:5]),
-        meter=row[5],
-        amount=row[6],
-        units=row[7],
-        checkpoint=row[8],
-        usage=Usage(*row[9:14]),
-        price=row[14],
-        model=row[15],
-        granted_ms=row[16],
-        expires_ms=row[17],
-        owner=row[18],
-    )
-
-
-def _holder(holder: Holder) -> tuple[str, str, str, str]:
-    return holder.project_id, holder.user_id, holder.session_id, holder.turn_id
-
-
-def _tokens(usage: Usage) -> tuple[int, int, int, int, int]:
-    return (
-        usage.input_tokens,
-        usage.output_tokens,
-        usage.cache_write_5m_tokens,
-        usage.cache_write_1h_tokens,
-        usage.cache_read_tokens,
-    )

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from starlette.requests import Request
@@ -21,7 +21,11 @@ from chucky.server.ledger.booking import book
 from chucky.server.ledger.operations import Look, Operation, Outcome, Reserve, Seen, Settle
 from chucky.server.ledger.rows import LedgerRows
 from chucky.server.ledger.wishes import Wish
+from chucky.server.store.postgres_ledger import PostgresLedgerRows
 from chucky.server.store.sqlite_ledger import SqliteLedgerRows
+
+if TYPE_CHECKING:
+    from tests.server.conftest import Place
 
 # A Monday in the middle of a month.
 START_MS = 1_789_387_200_000
@@ -46,6 +50,7 @@ class LedgerDatabase:
         open_rows: Opens it; a second time for a second process.
         rows: It, opened.
         clock: Its time.
+        execute: Runs a statement past the ledger and returns the rows it found.
         start_ms: The time in the beginning.
         project_id: A project that no other test has.
         owner: The process that books.
@@ -54,6 +59,7 @@ class LedgerDatabase:
     open_rows: Callable[[], LedgerRows]
     rows: LedgerRows
     clock: Clock
+    execute: Callable[[str], list[tuple[Any, ...]]]
     start_ms: int = START_MS
     project_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     owner: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -98,18 +104,23 @@ def flat(amount: int) -> Wish:
     return Wish(amount, 0, 0, 0, 0, 0)
 
 
-@pytest.fixture(params=["sqlite"])
-def ledger_db(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LedgerDatabase]:
+@pytest.fixture
+def ledger_db(place: Place) -> Iterator[LedgerDatabase]:
     """The ledger in a database, once for each kind of database there is."""
     clock = Clock()
     opened: list[LedgerRows] = []
 
     def open_rows() -> LedgerRows:
-        assert request.param == "sqlite"
-        opened.append(SqliteLedgerRows.open(tmp_path / "ledger.db", clock))
-        return opened[-1]
+        db = place.db
+        rows: LedgerRows
+        if isinstance(db, Path):
+            rows = SqliteLedgerRows.open(db, clock)
+        else:
+            rows = PostgresLedgerRows.open(db, clock)
+        opened.append(rows)
+        return rows
 
-    yield LedgerDatabase(open_rows, open_rows(), clock)
+    yield LedgerDatabase(open_rows, open_rows(), clock, place.execute)
     for rows in opened:
         rows.close()
 

@@ -242,11 +242,9 @@ class Model:
         held = self.open.pop(key, None)
         if held is None:
             known = self.ending(key)
-            return (
-                Refused
-                if known is None
-                else Booked(known.meter, known.kind, known.amount, known.excess)
-            )
+            if known is None:
+                return Refused
+            return Booked(known.meter, known.kind, known.amount, known.excess)
         excess = max(amount - held.amount, 0) if kind == "settle" else 0
         self.entries.append(
             Spent(key, kind, held.holder, held.meter, amount, self.clock.now_ms, excess)

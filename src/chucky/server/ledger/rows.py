@@ -140,7 +140,7 @@ class LedgerTransaction(Protocol):
         ...
 
     def lock_accounts(
-        self, keys: Collection[AccountKey], needed: Collection[AccountKey]
+        self, keys: Collection[AccountKey], needed: Collection[AccountKey] = ()
     ) -> dict[AccountKey, Account]:
         """Read accounts, with the windows that are now; nobody else may until the end.
 

@@ -262,7 +262,7 @@ class PostgresLedgerTransaction:
         return _number(self._execute(_NOW))
 
     def lock_accounts(
-        self, keys: Collection[AccountKey], needed: Collection[AccountKey]
+        self, keys: Collection[AccountKey], needed: Collection[AccountKey] = ()
     ) -> dict[AccountKey, Account]:
         """Lock accounts, and create those that are needed and missing."""
         found = self._lock_accounts(keys)

@@ -169,7 +169,7 @@ class SqliteLedgerTransaction:
         self._price_ids = price_ids
 
     def lock_accounts(
-        self, keys: Collection[AccountKey], needed: Collection[AccountKey]
+        self, keys: Collection[AccountKey], needed: Collection[AccountKey] = ()
     ) -> dict[AccountKey, Account]:
         """Read accounts, and create those that are needed and missing."""
         found = self._accounts(keys)

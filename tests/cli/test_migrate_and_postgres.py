@@ -6,13 +6,15 @@ import json
 import re
 import sqlite3
 import subprocess
+import urllib.request
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
 
+from chucky import Chucky, Message, Session
 from chucky.server.postgres_url import PostgresUrl
 from chucky.server.store.migration import migrations
 
@@ -94,42 +96,49 @@ def test_looking_for_migrations_does_not_create_a_file(chucky_command: str, tmp_
     assert not path.exists()
 
 
-def test_a_server_that_could_not_keep_budgets_does_not_start(
-    chucky_command: str, postgres_db: str
-) -> None:
-    code, said, complaint = run(chucky_command, "serve", "--port", "0", "--db", postgres_db)
-    assert (code, said) == (1, "")
-    assert "ledger cannot be kept in PostgreSQL yet" in complaint
+async def ask(session: Session, text: str) -> Message:
+    """The result of one turn."""
+    await session.send(text)
+    return [each async for each in session.stream()][-1]
 
 
-def test_the_whole_service_works_on_postgresql_with_several_servers(
+def usage(address: str, token: str) -> dict[str, Any]:
+    """What a server says of a user's budget."""
+    request = urllib.request.Request(
+        f"http://{address}/usage", headers={"authorization": f"Bearer {token}"}
+    )
+    with urllib.request.urlopen(request, timeout=WAIT_SECONDS) as answer:
+        report: dict[str, Any] = json.load(answer)
+    return report
+
+
+async def test_several_servers_on_postgresql_share_projects_budgets_and_sessions(
     chucky_command: str,
     postgres_db: str,
     run_server: RunServer,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("CHUCKY_LEDGER", "false")
-    monkeypatch.setenv("CHUCKY_SESSION_LOG", "false")
     serve = [chucky_command, "serve", "--port", "0", "--db", postgres_db]
     with run_server(serve, tmp_path) as one, run_server(serve, tmp_path) as two:
-        code, said, _ = run(
-            chucky_command, "projects", "create", "acme", "--json", "--db", postgres_db
-        )
-        assert code == 0
-        project_id = json.loads(said)["projectId"]
+        created = run(chucky_command, "projects", "create", "acme", "--json", "--db", postgres_db)
         budget = ("--ai-dollars", "1", "--compute-hours", "1", "--window", "day")
         user = ("token", "--user", "alice", "--project", "acme", *budget)
-        code, said, _ = run(chucky_command, *user, "--db", postgres_db)
-        assert code == 0
-        token = said.splitlines()[-1]
-        for address in (one, two):
-            prompt = ("prompt", "What is 6 * 7?", "--url", f"ws://{address}/ws")
-            code, said, complaint = run(chucky_command, *prompt, "--token", token)
-            assert (code, complaint) == (0, "")
-            assert "42" in said
-        code, said, _ = run(chucky_command, "projects", "list", "--json", "--db", postgres_db)
-        assert project_id in [each["projectId"] for each in json.loads(said)]
+        token = run(chucky_command, *user, "--db", postgres_db)[1].splitlines()[-1]
+
+        async with Chucky(token, url=f"ws://{one}/ws").create_session() as session:
+            first = await ask(session, "My name is Alice")
+        async with Chucky(token, url=f"ws://{two}/ws").create_session(
+            resume=session.session_id
+        ) as resumed:
+            second = await ask(resumed, "What is my name?")
+
+        assert second.result == "Your name is Alice."
+        assert second.total_cost_usd > first.total_cost_usd
+        assert usage(one, token) == usage(two, token)
+        assert usage(one, token)["ai"]["used"] == round(second.total_cost_usd * 1_000_000)
+        listed = run(chucky_command, "projects", "list", "--json", "--db", postgres_db)[1]
+    project_id = json.loads(created[1])["projectId"]
+    assert project_id in [each["projectId"] for each in json.loads(listed)]
 
 
 def test_a_server_shows_its_database_without_the_password(
@@ -140,8 +149,6 @@ def test_a_server_shows_its_database_without_the_password(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("CHUCKY_DB", postgres_url)
-    monkeypatch.setenv("CHUCKY_LEDGER", "false")
-    monkeypatch.setenv("CHUCKY_SESSION_LOG", "false")
     process = subprocess.Popen(
         [chucky_command, "serve", "--port", "0", "--log-level", "debug"],
         cwd=tmp_path,

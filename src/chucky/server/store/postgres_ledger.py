@@ -13,9 +13,8 @@ transaction takes its locks in this order, so that none waits for one that waits
    just when another server ends them.
 4. the leases it renews, without waiting: what another holds, it is about to end.
 
-PostgreSQL reads a row as it is once it is locked, but everything else in a statement as it was when
-that began. So accounts are locked by a statement that reads nothing else, and what they protect is
-read by later ones. Statements are sent as soon as they are known and answers awaited only when they
+A statement that waits for a lock sees everything else as it was before the wait. So accounts are
+locked by a statement that does nothing else, and read by a later one, as is what they protect. Statements are sent as soon as they are known and answers awaited only when they
 are needed, so a batch takes a few round trips, whatever its size.
 """
 
@@ -55,14 +54,14 @@ FROM json_populate_recordset(NULL::ledger_accounts, %s) AS wanted
 JOIN ledger_accounts AS accounts USING (project_id, user_id, session_id, meter)
 """
 _LOCK_ACCOUNTS: Final = f"""
-SELECT accounts.account_id, project_id, user_id, session_id, meter,
-    accounts.settled, accounts.reserved
-{_WANTED_ACCOUNTS}
+SELECT accounts.account_id {_WANTED_ACCOUNTS}
 ORDER BY accounts.account_id FOR UPDATE OF accounts
 """
-_WINDOWS: Final = f"""
-SELECT account_id, window_kind, start_ms, end_ms, spent
-FROM ledger_windows WHERE account_id IN (SELECT accounts.account_id {_WANTED_ACCOUNTS})
+_ACCOUNTS: Final = f"""
+SELECT accounts.account_id, project_id, user_id, session_id, meter,
+    accounts.settled, accounts.reserved, window_kind, start_ms, end_ms, spent
+{_WANTED_ACCOUNTS}
+LEFT JOIN ledger_windows AS windows ON windows.account_id = accounts.account_id
 """
 _KEEP_ALL_OUT: Final = "LOCK TABLE ledger_accounts IN EXCLUSIVE MODE"
 
@@ -273,16 +272,27 @@ class PostgresLedgerTransaction:
 
     def _lock_accounts(self, keys: Collection[AccountKey]) -> dict[AccountKey, Account]:
         wanted = _records(AccountKey._fields, keys)
-        locked = self._execute(_LOCK_ACCOUNTS, (wanted,))
-        windows = self._execute(_WINDOWS, (wanted,))
-        # Asked for when the locks are held, so that no account sees the time go backwards.
-        self._now_ms = self._read_clock()
-        accounts = {row[0]: Account(row[0], AccountKey(*row[1:5]), *row[5:]) for row in locked}
-        for account_id, kind, start_ms, end_ms, spent in windows:
-            window = Window(kind, start_ms, end_ms)
-            if window.contains(self._now_ms):
-                accounts[account_id].spent[window] = spent
-        return {account.key: account for account in accounts.values()}
+        while True:
+            locked = self._execute(_LOCK_ACCOUNTS, (wanted,))
+            rows = self._execute(_ACCOUNTS, (wanted,))
+            # Asked for when the locks are held, so that no account sees the time go backwards.
+            self._now_ms = self._read_clock()
+            found = self._accounts(rows)
+            if len(found) == locked.rowcount:
+                return found
+            # Others were made while these were waited for. All are locked in order, or none.
+            self._connection.rollback()
+
+    def _accounts(self, rows: Iterable[Row]) -> dict[AccountKey, Account]:
+        found: dict[AccountKey, Account] = {}
+        for account_id, *whose, settled, reserved, kind, start_ms, end_ms, spent in rows:
+            key = AccountKey(*whose)
+            account = found.get(key)
+            if account is None:
+                account = found[key] = Account(account_id, key, settled, reserved)
+            if kind is not None and start_ms <= self.now_ms < end_ms:
+                account.spent[Window(kind, start_ms, end_ms)] = spent
+        return found
 
     def _create_accounts(self, keys: Collection[AccountKey]) -> None:
         """Create accounts and let go of everything, so that all can be locked in order.

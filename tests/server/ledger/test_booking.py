@@ -83,7 +83,7 @@ def test_users_projects_and_meters_have_nothing_in_common(ledger_db: Any) -> Non
     for holder, meter in (
         (ledger_db.holder("bob"), "ai"),
         (ledger_db.holder(), "compute"),
-        (replace(ledger_db.holder(), project_id=uuid.uuid4().hex), "ai"),
+        (ledger_db.holder()._replace(project_id=uuid.uuid4().hex), "ai"),
     ):
         _, outcome = ledger_db.reserve(1_000, DAILY, holder=holder, meter=meter)
         assert isinstance(outcome, Granted)

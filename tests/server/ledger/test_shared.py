@@ -212,8 +212,11 @@ def test_an_account_that_is_made_while_a_batch_waits_is_not_passed_over(
         waiting = thread(process.book, hold(70))
         wait_until_one_waits(place)
         maker.execute(
-            "INSERT INTO ledger_accounts (project_id, user_id, session_id, meter, settled, reserved)"
-            "VALUES ('p', 'ann', 's1', 'ai', 5, 0)"
+            """
+            INSERT INTO ledger_accounts
+                (project_id, user_id, session_id, meter, settled, reserved)
+            VALUES ('p', 'ann', 's1', 'ai', 5, 0)
+            """
         )
     waiting.result(WAIT_SECONDS)
     assert stand(process, Limit("session", "lifetime", 1_000)) == (5, 70)
@@ -256,7 +259,9 @@ def test_processes_that_need_each_others_accounts_in_any_order_never_block_each_
                 for _ in range(chance.randrange(6))
             ]
             ended = [held.pop(chance.randrange(len(held))) for _ in range(len(held) // 2)]
-            endings = [Void(each.reservation_id, each.holder, each.meter) for each in ended[::2]]
+            endings: list[Operation] = [
+                Void(each.reservation_id, each.holder, each.meter) for each in ended[::2]
+            ]
             endings += [
                 Settle(each.reservation_id, each.holder, each.meter, each.wish.fixed)
                 for each in ended[1::2]
@@ -362,7 +367,7 @@ async def test_sixty_four_callers_of_two_servers_spend_a_budget_to_the_end_and_n
     least, wish = 110, Wish(100, 1_000_000, 400, 10, 200, 50)
 
     async def spend_all(ledger: Ledger) -> Sequence[int]:
-        spent = []
+        spent: list[int] = []
         while True:
             wanted = Reserve(uuid.uuid4().hex, ANN, "ai", wish, (limit,))
             [outcome] = await ledger.reserve(wanted, told=lambda _: None)

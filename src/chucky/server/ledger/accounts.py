@@ -28,8 +28,7 @@ class AccountKey(NamedTuple):
     meter: Meter
 
 
-@dataclass(frozen=True, slots=True)
-class Holder:
+class Holder(NamedTuple):
     """Who pays for a turn."""
 
     project_id: str
@@ -43,6 +42,16 @@ class Holder:
             return AccountKey(self.project_id, "", "", meter)
         session_id = self.session_id if scope == "session" else ""
         return AccountKey(self.project_id, self.user_id, session_id, meter)
+
+
+def account_keys(holder: Holder, meter: Meter) -> tuple[AccountKey, ...]:
+    """The accounts in which a payer's spending counts: the user's, the project's, the session's."""
+    project_id, user_id, session_id, _ = holder
+    return (
+        AccountKey(project_id, user_id, "", meter),
+        AccountKey(project_id, "", "", meter),
+        AccountKey(project_id, user_id, session_id, meter),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +230,7 @@ class Account:
         settled: All that was ever settled.
         reserved: What open reservations hold.
         spent: What was settled in each window that is counted, by window.
+        has_spent: Whether that has changed.
         granted: The limit and window of the last reservation that was granted; None before one.
     """
 
@@ -229,4 +239,5 @@ class Account:
     settled: int
     reserved: int
     spent: dict[Window, int] = field(default_factory=dict)
+    has_spent: bool = False
     granted: tuple[int, Window] | None = None

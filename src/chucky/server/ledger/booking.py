@@ -19,9 +19,9 @@ from chucky.server.ledger.accounts import (
     Holder,
     Limit,
     Meter,
-    Scope,
     Standing,
     TurnRate,
+    account_keys,
 )
 from chucky.server.ledger.operations import (
     Adjust,
@@ -61,8 +61,6 @@ from chucky.server.model.pricing import Price
 
 LEASE_MS = 15_000
 
-_SCOPES: tuple[Scope, ...] = ("user", "project", "session")
-
 _Decided = Reserve | Extend | Settle | Void | Look | Adjust | Reanchor | Beat | Sweep
 Group = Sequence[Operation]
 """Operations in order; once a reservation among them is not granted, the rest is left undone."""
@@ -93,6 +91,7 @@ class _Books:
         self._owner = owner
         self._now_ms = 0
         self._accounts: dict[AccountKey, Account] = {}
+        self._by_payer: dict[tuple[Holder, Meter], list[Account]] = {}
         self._anchors: dict[AnchorKey, int] = {}
         self._open: dict[str, Reservation] = {}
         self._endings: dict[str, Ending] = {}
@@ -118,11 +117,11 @@ class _Books:
         needed: set[AccountKey] = set()
         for operation in operations:
             for holder, meter in holders(operation):
-                wanted.update(holder.key(scope, meter) for scope in _SCOPES)
+                wanted.update(account_keys(holder, meter))
             if isinstance(operation, Reserve | Extend | Settle | Adjust):
                 needed.update(limited(operation))
         for expired in self._expired:
-            wanted.update(expired.holder.key(scope, expired.meter) for scope in _SCOPES)
+            wanted.update(account_keys(expired.holder, expired.meter))
         if wanted:
             self._accounts = self._transaction.lock_accounts(wanted, needed)
         self._now_ms = self._transaction.now_ms
@@ -433,6 +432,7 @@ class _Books:
                 for entry in self._changes.entries
                 if account in self._accounts_of(entry.holder, entry.meter)
             )
+            account.has_spent = True
         return account.spent[window]
 
     def _window(self, holder: Holder, limit: Limit) -> Window:
@@ -459,11 +459,14 @@ class _Books:
             return None
         return starts[-rate.turns] + rate.span_ms
 
-    def _accounts_of(self, holder: Holder, meter: Meter) -> Iterable[Account]:
-        # Without a session, as for an operator's correction, two of the keys are the same.
-        for key in dict.fromkeys(holder.key(scope, meter) for scope in _SCOPES):
-            if (account := self._accounts.get(key)) is not None:
-                yield account
+    def _accounts_of(self, holder: Holder, meter: Meter) -> Sequence[Account]:
+        found = self._by_payer.get((holder, meter))
+        if found is None:
+            # Without a session, as for an operator's correction, two of the keys are the same.
+            keys = dict.fromkeys(account_keys(holder, meter))
+            found = [self._accounts[key] for key in keys if key in self._accounts]
+            self._by_payer[holder, meter] = found
+        return found
 
     def _hold(self, reservation: Reservation, amount: int) -> None:
         for account in self._accounts_of(reservation.holder, reservation.meter):
@@ -474,6 +477,7 @@ class _Books:
         self._changes.entries.append(entry)
         for account in self._accounts_of(entry.holder, entry.meter):
             account.settled += entry.amount
+            account.has_spent = True
             for window in account.spent:
                 if window.contains(entry.at_ms):
                     account.spent[window] += entry.amount

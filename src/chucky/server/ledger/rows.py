@@ -56,7 +56,7 @@ class Reservation:
     owner: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Entry:
     """What is written once and never changed.
 
@@ -98,8 +98,7 @@ class Entry:
     note: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
+class Ending(NamedTuple):
     """How a reservation ended, or what a correction was: the part of an entry that is asked for.
 
     Attributes:

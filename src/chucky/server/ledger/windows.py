@@ -9,8 +9,8 @@ month's last day where it is shorter. All times are milliseconds since 1970, UTC
 from __future__ import annotations
 
 import calendar
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
@@ -21,8 +21,7 @@ LIFETIME = "lifetime"
 KINDS = (*_LENGTHS_MS, "month", LIFETIME)
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
+class Window(NamedTuple):
     """One window.
 
     Attributes:

@@ -58,8 +58,10 @@ class Usage:
     cache_read_tokens: int = 0
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            _checked_count(field.name, getattr(self, field.name))
+        for name in self.__slots__:
+            value = getattr(self, name)
+            if type(value) is not int or value < 0:
+                _checked_count(name, value)
 
     def __add__(self, other: Usage) -> Usage:
         if not isinstance(other, Usage):

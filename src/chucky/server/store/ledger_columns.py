@@ -1,11 +1,13 @@
-"""Reservations and entries as rows: what both databases keep of them, in which order."""
+"""The ledger's things as rows: what both databases keep of each, in which order."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final
 
-from chucky.server.ledger.accounts import Holder
-from chucky.server.ledger.rows import Entry, Reservation
+from chucky.server.ledger.accounts import Account, AccountKey, Holder
+from chucky.server.ledger.rows import Ending, Entry, Reservation
+from chucky.server.ledger.windows import Window
 from chucky.server.model.pricing import Usage
 
 Row = tuple[Any, ...]
@@ -51,17 +53,67 @@ ENTRY: Final = (
     "note",
 )
 
+ACCOUNT: Final = (
+    "account_id",
+    "settled",
+    "reserved",
+    "granted_limit",
+    "granted_start_ms",
+    "granted_end_ms",
+)
+WINDOW: Final = ("account_id", "window_kind", "start_ms", "end_ms", "spent")
+
+# Each of these is followed by what the databases say differently: which rows are wanted.
+SELECT_ACCOUNTS: Final = """
+SELECT accounts.account_id, project_id, user_id, session_id, meter,
+    accounts.settled, accounts.reserved, window_kind, start_ms, end_ms, spent
+"""
 SELECT_RESERVATIONS: Final = f"""
 SELECT {", ".join(RESERVATION).replace("price_id", "coalesce(price, '')")}
 FROM ledger_reservations LEFT JOIN ledger_prices USING (price_id)
 """
+SELECT_ENDINGS: Final = """
+SELECT entry_key, kind, project_id, user_id, session_id, turn_id, meter, amount, excess,
+    (SELECT coalesce(-sum(amount), 0) FROM ledger_entries AS refunds
+     WHERE refunds.refers_to <> '' AND refunds.refers_to = endings.entry_key)
+FROM ledger_entries AS endings
+"""
+
+
+def accounts(rows: Iterable[Row], now_ms: int) -> dict[AccountKey, Account]:
+    """Accounts, and those of their windows that are now, as :data:`SELECT_ACCOUNTS` finds them."""
+    found: dict[AccountKey, Account] = {}
+    for account_id, *whose, settled, reserved, kind, start_ms, end_ms, spent in rows:
+        key = AccountKey(*whose)
+        account = found.get(key)
+        if account is None:
+            account = found[key] = Account(account_id, key, settled, reserved)
+        if kind is not None and start_ms <= now_ms < end_ms:
+            account.spent[Window(kind, start_ms, end_ms)] = spent
+    return found
+
+
+def account_row(account: Account) -> Row:
+    """An account as the values of :data:`ACCOUNT`; the last are None if nothing was granted."""
+    granted: Row = (None, None, None)
+    if account.granted is not None:
+        limit, window = account.granted
+        granted = (limit, window.start_ms, window.end_ms)
+    return account.account_id, account.settled, account.reserved, *granted
+
+
+def window_rows(account: Account) -> Iterable[Row]:
+    """The windows of an account that have changed, each as the values of :data:`WINDOW`."""
+    if account.has_spent:
+        for window, spent in account.spent.items():
+            yield account.account_id, window.kind, window.start_ms, window.end_ms, spent
 
 
 def reservation_row(each: Reservation, price_id: int | None) -> Row:
     """A reservation as the values of :data:`RESERVATION`."""
     return (
         each.reservation_id,
-        *_holder(each.holder),
+        *each.holder,
         each.meter,
         each.amount,
         each.units,
@@ -98,7 +150,7 @@ def entry_row(entry: Entry, price_id: int | None) -> Row:
     return (
         entry.entry_key,
         entry.kind,
-        *_holder(entry.holder),
+        *entry.holder,
         entry.meter,
         entry.amount,
         entry.reserved,
@@ -115,6 +167,11 @@ def entry_row(entry: Entry, price_id: int | None) -> Row:
     )
 
 
+def endings(rows: Iterable[Row]) -> dict[str, Ending]:
+    """Endings, as :data:`SELECT_ENDINGS` finds them."""
+    return {row[0]: Ending(row[1], Holder(*row[2:6]), row[6], *map(int, row[7:])) for row in rows}
+
+
 def tokens(usage: Usage) -> tuple[int, int, int, int, int]:
     """The tokens of a call as the values of :data:`TOKENS`."""
     return (
@@ -124,7 +181,3 @@ def tokens(usage: Usage) -> tuple[int, int, int, int, int]:
         usage.cache_write_1h_tokens,
         usage.cache_read_tokens,
     )
-
-
-def _holder(holder: Holder) -> tuple[str, str, str, str]:
-    return holder.project_id, holder.user_id, holder.session_id, holder.turn_id

@@ -14,8 +14,9 @@ transaction takes its locks in this order, so that none waits for one that waits
 4. the leases it renews, without waiting: what another holds, it is about to end.
 
 A statement that waits for a lock sees everything else as it was before the wait. So accounts are
-locked by a statement that does nothing else, and read by a later one, as is what they protect. Statements are sent as soon as they are known and answers awaited only when they
-are needed, so a batch takes a few round trips, whatever its size.
+locked by a statement that does nothing else, and read by a later one, as is what they protect.
+Statements are sent as soon as they are known and answers awaited only when they are needed, so a
+batch takes a few round trips, whatever its size.
 """
 
 from __future__ import annotations
@@ -26,28 +27,17 @@ from contextlib import contextmanager
 from itertools import chain
 from typing import Any, Final
 
-from chucky.server.ledger.accounts import Account, AccountKey, Holder
+from chucky.server.ledger.accounts import Account, AccountKey
 from chucky.server.ledger.rows import AnchorKey, Changes, Ending, Reservation
-from chucky.server.ledger.windows import Window
 from chucky.server.model.pricing import Usage
 from chucky.server.postgres_url import PostgresUrl
 from chucky.server.sessions.log import Event, Progress, SessionRecord
 from chucky.server.store import ledger_columns as columns
 from chucky.server.store import session_rows
 from chucky.server.store.database import Rows
-from chucky.server.store.ledger_columns import Row
 from chucky.server.store.postgres_database import Connection, KeptConnection, Statements
 
 # Rows are given as one JSON text, and take their types from the columns of a table.
-_ACCOUNT: Final = (
-    "account_id",
-    "settled",
-    "reserved",
-    "granted_limit",
-    "granted_start_ms",
-    "granted_end_ms",
-)
-_WINDOW: Final = ("account_id", "window_kind", "start_ms", "end_ms", "spent")
 _NOW: Final = "SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
 _WANTED_ACCOUNTS: Final = """
 FROM json_populate_recordset(NULL::ledger_accounts, %s) AS wanted
@@ -58,8 +48,7 @@ SELECT accounts.account_id {_WANTED_ACCOUNTS}
 ORDER BY accounts.account_id FOR UPDATE OF accounts
 """
 _ACCOUNTS: Final = f"""
-SELECT accounts.account_id, project_id, user_id, session_id, meter,
-    accounts.settled, accounts.reserved, window_kind, start_ms, end_ms, spent
+{columns.SELECT_ACCOUNTS}
 {_WANTED_ACCOUNTS}
 LEFT JOIN ledger_windows AS windows ON windows.account_id = accounts.account_id
 """
@@ -116,12 +105,7 @@ _ALL_RESERVATIONS: Final = f"{columns.SELECT_RESERVATIONS} LIMIT 1000"
 _EXPIRED_RESERVATIONS: Final = f"""
 {columns.SELECT_RESERVATIONS} WHERE expires_ms <= %s AND owner <> %s LIMIT 1000
 """
-_ENDINGS: Final = """
-SELECT entry_key, kind, project_id, user_id, session_id, turn_id, meter, amount, excess,
-    (SELECT coalesce(-sum(amount), 0)::bigint FROM ledger_entries AS refunds
-     WHERE refunds.refers_to <> '' AND refunds.refers_to = endings.entry_key)
-FROM ledger_entries AS endings WHERE entry_key = ANY (%s)
-"""
+_ENDINGS: Final = f"{columns.SELECT_ENDINGS} WHERE entry_key = ANY (%s)"
 _STARTS_BY_PROJECT: Final = """
 SELECT started_ms FROM ledger_entries
 WHERE project_id = %(project_id)s AND meter = 'compute'
@@ -277,22 +261,11 @@ class PostgresLedgerTransaction:
             rows = self._execute(_ACCOUNTS, (wanted,))
             # Asked for when the locks are held, so that no account sees the time go backwards.
             self._now_ms = self._read_clock()
-            found = self._accounts(rows)
+            found = columns.accounts(rows, self._now_ms)
             if len(found) == locked.rowcount:
                 return found
             # Others were made while these were waited for. All are locked in order, or none.
             self._connection.rollback()
-
-    def _accounts(self, rows: Iterable[Row]) -> dict[AccountKey, Account]:
-        found: dict[AccountKey, Account] = {}
-        for account_id, *whose, settled, reserved, kind, start_ms, end_ms, spent in rows:
-            key = AccountKey(*whose)
-            account = found.get(key)
-            if account is None:
-                account = found[key] = Account(account_id, key, settled, reserved)
-            if kind is not None and start_ms <= self.now_ms < end_ms:
-                account.spent[Window(kind, start_ms, end_ms)] = spent
-        return found
 
     def _create_accounts(self, keys: Collection[AccountKey]) -> None:
         """Create accounts and let go of everything, so that all can be locked in order.
@@ -349,7 +322,7 @@ class PostgresLedgerTransaction:
     def endings(self, keys: Collection[str]) -> dict[str, Ending]:
         """Read how reservations ended."""
         rows = self._execute(_ENDINGS, (list(keys),))
-        return {row[0]: Ending(row[1], Holder(*row[2:6]), row[6], *row[7:]) for row in rows}
+        return columns.endings(rows)
 
     def turn_starts(self, key: AccountKey, since_ms: int) -> list[int]:
         """Read when turns began."""
@@ -406,8 +379,9 @@ class PostgresLedgerTransaction:
             columns.ENTRY,
             (columns.entry_row(each, self._price_ids.get(each.price)) for each in changes.entries),
         )
-        self._execute_for(_SET_ACCOUNTS, _ACCOUNT, map(_account_row, accounts))
-        self._execute_for(_SET_WINDOWS, _WINDOW, chain.from_iterable(map(_window_rows, accounts)))
+        self._execute_for(_SET_ACCOUNTS, columns.ACCOUNT, map(columns.account_row, accounts))
+        windows = chain.from_iterable(map(columns.window_rows, accounts))
+        self._execute_for(_SET_WINDOWS, columns.WINDOW, windows)
 
     def _execute_for(
         self, statement: str, names: Sequence[str], rows: Iterable[Sequence[Any]]
@@ -425,19 +399,6 @@ class PostgresLedgerTransaction:
 def _records(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Rows as the JSON text that statements take."""
     return json.dumps([dict(zip(names, row, strict=True)) for row in rows])
-
-
-def _account_row(account: Account) -> Row:
-    granted: Row = (None, None, None)
-    if account.granted is not None:
-        limit, window = account.granted
-        granted = (limit, window.start_ms, window.end_ms)
-    return account.account_id, account.settled, account.reserved, *granted
-
-
-def _window_rows(account: Account) -> Iterable[Row]:
-    for window, spent in account.spent.items():
-        yield account.account_id, window.kind, window.start_ms, window.end_ms, spent
 
 
 def _number(rows: Rows) -> int:

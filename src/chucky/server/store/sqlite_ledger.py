@@ -6,15 +6,16 @@ by :mod:`chucky.server.ledger.booking`.
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
-from chucky.server.ledger.accounts import Account, AccountKey, Holder
+from chucky.server.ledger.accounts import Account, AccountKey
 from chucky.server.ledger.rows import AnchorKey, Changes, Ending, Reservation
-from chucky.server.ledger.windows import Window
 from chucky.server.model.pricing import Usage
 from chucky.server.sessions.log import Event, Progress, SessionRecord
 from chucky.server.store import ledger_columns as columns
@@ -22,13 +23,14 @@ from chucky.server.store import session_rows
 from chucky.server.store.database import now_ms, store_error
 from chucky.server.store.sqlite_file import Connection, faults, open_file, transaction
 
-_ACCOUNT: Final = """
-SELECT account_id, settled, reserved FROM ledger_accounts
-WHERE project_id = ? AND user_id = ? AND session_id = ? AND meter = ?
-"""
-_WINDOWS: Final = """
-SELECT window_kind, start_ms, end_ms, spent FROM ledger_windows
-WHERE account_id = ?1 AND start_ms <= ?2 AND end_ms > ?2
+# Keys and ids are given as one JSON text. CROSS JOIN: they come first, whatever the planner thinks.
+_ACCOUNTS: Final = f"""
+{columns.SELECT_ACCOUNTS}
+FROM json_each(?) AS wanted
+CROSS JOIN ledger_accounts AS accounts ON project_id = json_extract(value, '$[0]')
+    AND user_id = json_extract(value, '$[1]') AND session_id = json_extract(value, '$[2]')
+    AND meter = json_extract(value, '$[3]')
+LEFT JOIN ledger_windows AS windows ON windows.account_id = accounts.account_id
 """
 
 
@@ -53,22 +55,25 @@ _SPENT_BY_PROJECT: Final = """
 SELECT coalesce(sum(amount), 0) FROM ledger_entries
 WHERE project_id = ? AND meter = ? AND at_ms >= ? AND at_ms < ?
 """
-_ANCHOR: Final = """
-SELECT anchor_ms FROM ledger_anchors WHERE project_id = ? AND user_id = ? AND window_kind = ?
+_ANCHORS: Final = """
+SELECT project_id, user_id, window_kind, anchor_ms
+FROM json_each(?) AS wanted
+CROSS JOIN ledger_anchors ON project_id = json_extract(value, '$[0]')
+    AND user_id = json_extract(value, '$[1]') AND window_kind = json_extract(value, '$[2]')
 """
 _SET_ANCHOR: Final = """
 INSERT INTO ledger_anchors (project_id, user_id, window_kind, anchor_ms) VALUES (?, ?, ?, ?)
 ON CONFLICT (project_id, user_id, window_kind) DO UPDATE SET anchor_ms = excluded.anchor_ms
 """
-_RESERVATION: Final = f"{columns.SELECT_RESERVATIONS} WHERE reservation_id = ?"
+_RESERVATIONS: Final = f"""
+{columns.SELECT_RESERVATIONS} WHERE reservation_id IN (SELECT value FROM json_each(?))
+"""
 _ALL_RESERVATIONS: Final = f"{columns.SELECT_RESERVATIONS} LIMIT 1000"
 _EXPIRED_RESERVATIONS: Final = (
     f"{columns.SELECT_RESERVATIONS} WHERE expires_ms <= ? AND owner <> ? LIMIT 1000"
 )
-_ENDING: Final = """
-SELECT kind, project_id, user_id, session_id, turn_id, meter, amount, excess,
-    (SELECT coalesce(-sum(amount), 0) FROM ledger_entries WHERE refers_to = ?1)
-FROM ledger_entries WHERE entry_key = ?1
+_ENDINGS: Final = f"""
+{columns.SELECT_ENDINGS} WHERE entry_key IN (SELECT value FROM json_each(?))
 """
 _STARTS_BY_USER: Final = """
 SELECT started_ms FROM ledger_entries
@@ -92,12 +97,13 @@ DELETE FROM ledger_windows WHERE window_kind = ? AND account_id IN (
     WHERE project_id = ? AND user_id = ? AND session_id = ''
 )
 """
+# Without a limit nothing was granted.
 _SET_ACCOUNT: Final = """
-UPDATE ledger_accounts SET settled = ?, reserved = ?, granted_limit = ?,
-    granted_start_ms = ?, granted_end_ms = ? WHERE account_id = ?
-"""
-_SET_ACCOUNT_UNGRANTED: Final = """
-UPDATE ledger_accounts SET settled = ?, reserved = ? WHERE account_id = ?
+UPDATE ledger_accounts SET settled = ?2, reserved = ?3,
+    granted_limit = coalesce(?4, granted_limit),
+    granted_start_ms = CASE WHEN ?4 IS NULL THEN granted_start_ms ELSE ?5 END,
+    granted_end_ms = CASE WHEN ?4 IS NULL THEN granted_end_ms ELSE ?6 END
+WHERE account_id = ?1
 """
 _SET_WINDOW: Final = """
 INSERT INTO ledger_windows (account_id, window_kind, start_ms, end_ms, spent)
@@ -180,16 +186,8 @@ class SqliteLedgerTransaction:
         return found
 
     def _accounts(self, keys: Collection[AccountKey]) -> dict[AccountKey, Account]:
-        found = {}
-        for key in keys:
-            row = self._execute(_ACCOUNT, key).fetchone()
-            if row is not None:
-                found[key] = Account(row[0], key, row[1], row[2], self._windows(row[0]))
-        return found
-
-    def _windows(self, account_id: int) -> dict[Window, int]:
-        rows = self._execute(_WINDOWS, (account_id, self.now_ms))
-        return {Window(kind, start, end): spent for kind, start, end, spent in rows}
+        rows = self._execute(_ACCOUNTS, (json.dumps(list(keys)),))
+        return columns.accounts(rows, self.now_ms)
 
     def _create_account(self, key: AccountKey) -> None:
         statement = _CREATE_OF_PROJECT
@@ -199,8 +197,8 @@ class SqliteLedgerTransaction:
 
     def anchors(self, keys: Collection[AnchorKey]) -> dict[AnchorKey, int]:
         """Read anchors."""
-        rows = ((key, self._execute(_ANCHOR, key).fetchone()) for key in keys)
-        return {key: row[0] for key, row in rows if row is not None}
+        rows = self._execute(_ANCHORS, (json.dumps(list(keys)),))
+        return {AnchorKey(*row[:3]): row[3] for row in rows}
 
     def spent_between(self, key: AccountKey, start_ms: int, end_ms: int) -> int:
         """Sum entries."""
@@ -213,8 +211,8 @@ class SqliteLedgerTransaction:
 
     def reservations(self, ids: Collection[str]) -> dict[str, Reservation]:
         """Read open reservations."""
-        rows = (self._execute(_RESERVATION, (each,)).fetchone() for each in ids)
-        return {row[0]: columns.reservation(row) for row in rows if row is not None}
+        rows = self._execute(_RESERVATIONS, (json.dumps(list(ids)),))
+        return {row[0]: columns.reservation(row) for row in rows}
 
     def expired(self, owner: str | None) -> list[Reservation]:
         """Read reservations that nobody renewed."""
@@ -226,12 +224,7 @@ class SqliteLedgerTransaction:
 
     def endings(self, keys: Collection[str]) -> dict[str, Ending]:
         """Read how reservations ended."""
-        rows = ((key, self._execute(_ENDING, (key,)).fetchone()) for key in keys)
-        return {
-            key: Ending(row[0], Holder(*row[1:5]), row[5], *row[6:])
-            for key, row in rows
-            if row is not None
-        }
+        return columns.endings(self._execute(_ENDINGS, (json.dumps(list(keys)),)))
 
     def turn_starts(self, key: AccountKey, since_ms: int) -> list[int]:
         """Read when turns began."""
@@ -285,29 +278,11 @@ class SqliteLedgerTransaction:
         if changes.entries:
             rows = [columns.entry_row(each, self._price_id(each.price)) for each in changes.entries]
             self._execute_many(_ADD_ENTRY, rows)
-        for account in changes.accounts.values():
-            self._write_account(account)
-
-    def _write_account(self, account: Account) -> None:
-        if account.granted is None:
-            values = (account.settled, account.reserved, account.account_id)
-            self._execute(_SET_ACCOUNT_UNGRANTED, values)
-        else:
-            limit, window = account.granted
-            self._execute(
-                _SET_ACCOUNT,
-                (
-                    account.settled,
-                    account.reserved,
-                    limit,
-                    window.start_ms,
-                    window.end_ms,
-                    account.account_id,
-                ),
-            )
-        for window, spent in account.spent.items():
-            row = (account.account_id, window.kind, window.start_ms, window.end_ms, spent)
-            self._execute(_SET_WINDOW, row)
+        accounts = changes.accounts.values()
+        self._execute_many(_SET_ACCOUNT, list(map(columns.account_row, accounts)))
+        self._execute_many(
+            _SET_WINDOW, list(chain.from_iterable(map(columns.window_rows, accounts)))
+        )
 
     def _price_id(self, price: str) -> int | None:
         if not price:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-NAMES = ("imports", "turn", "streaming", "delay", "memory", "startup", "churn", "tools")
+NAMES = ("imports", "turn", "streaming", "delay", "memory", "startup", "churn", "tools", "ledger")
 NEED_PUBLISHED = {"imports", "churn", "tools"}
 # The first benchmark of a machine installs the published SDK.
 SECONDS = 330

@@ -50,7 +50,6 @@ class LedgerDatabase:
         open_rows: Opens it; a second time for a second process.
         rows: It, opened.
         clock: Its time.
-        execute: Runs a statement past the ledger and returns the rows it found.
         start_ms: The time in the beginning.
         project_id: A project that no other test has.
         owner: The process that books.
@@ -59,7 +58,7 @@ class LedgerDatabase:
     open_rows: Callable[[], LedgerRows]
     rows: LedgerRows
     clock: Clock
-    execute: Callable[[str], list[tuple[Any, ...]]]
+    execute: Callable[[str], list[tuple[Any, ...]]] = field(default=lambda _statement: [])
     start_ms: int = START_MS
     project_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     owner: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -120,7 +119,7 @@ def ledger_db(place: Place) -> Iterator[LedgerDatabase]:
         opened.append(rows)
         return rows
 
-    yield LedgerDatabase(open_rows, open_rows(), clock, place.execute)
+    yield LedgerDatabase(open_rows, open_rows(), clock)
     for rows in opened:
         rows.close()
 

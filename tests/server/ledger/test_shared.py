@@ -449,7 +449,7 @@ def test_a_batch_that_fails_in_the_middle_leaves_nothing_behind(
     process = start()
     spend(process, 100)
     too_much = Adjust("a", "credit", ANN, "ai", 2**70)
-    with pytest.raises(ChuckyError, match="out of range"):
+    with pytest.raises(psycopg.DataError, match="out of range"):
         process.book(hold(1), too_much)
     assert stand(process, PLENTY) == (100, 0)
     assert mismatches(place) == []

@@ -98,7 +98,8 @@ class Entry:
     note: str = ""
 
 
-class Ending(NamedTuple):
+@dataclass(slots=True)
+class Ending:
     """How a reservation ended, or what a correction was: the part of an entry that is asked for.
 
     Attributes:

@@ -375,5 +375,7 @@ def faults(url: PostgresUrl, error_class: Callable[[str], ChuckyError]) -> Itera
     """Turn what PostgreSQL raises into one sentence that names the database and what to do."""
     try:
         yield
+    except (psycopg.DataError, psycopg.IntegrityError):
+        raise  # a fault of ours and not of the database's: nobody is told to check its server
     except psycopg.Error as error:
         raise error_class(f"The database {str(url)!r} {_advice(error)}.") from error

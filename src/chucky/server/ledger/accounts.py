@@ -192,9 +192,14 @@ def warned_percent(standing: Standing) -> int | None:
 def amounts(standing: Standing) -> str:
     """Spent and limit, for people."""
     spent, limit = standing.spent, standing.limit.amount
-    if standing.meter == "ai":
-        return f"{dollars(spent)} of {dollars(limit)}"
-    return f"{spent / 1000:g} s of {limit / 1000:g} s"
+    return f"{amount_text(standing.meter, spent)} of {amount_text(standing.meter, limit)}"
+
+
+def amount_text(meter: Meter, amount: int) -> str:
+    """An amount of a meter, for people."""
+    if meter == "ai":
+        return dollars(amount)
+    return f"{amount / 1000:,.3f}".rstrip("0").rstrip(".") + " s"
 
 
 def dollars(nanos: int) -> str:
@@ -231,7 +236,8 @@ class Account:
         reserved: What open reservations hold.
         spent: What was settled in each window that is counted, by window.
         has_spent: Whether that has changed.
-        granted: The limit and window of the last reservation that was granted; None before one.
+        granted: The limit and window of the last reservation that this transaction grants; no
+            limit if none holds for this account. None if it grants nothing here.
     """
 
     account_id: int
@@ -240,4 +246,4 @@ class Account:
     reserved: int
     spent: dict[Window, int] = field(default_factory=dict)
     has_spent: bool = False
-    granted: tuple[int, Window] | None = None
+    granted: tuple[int | None, Window] | None = None

@@ -8,10 +8,8 @@ follow the same rules because there is one piece of code.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import lru_cache
 
 from chucky.server.ledger.accounts import (
     Account,
@@ -57,7 +55,7 @@ from chucky.server.ledger.rows import (
     Reservation,
 )
 from chucky.server.ledger.windows import FOREVER, LIFETIME, Window, window_at
-from chucky.server.model.pricing import Price
+from chucky.server.model.pricing import price_text
 
 LEASE_MS = 15_000
 
@@ -222,7 +220,7 @@ class _Books:
             units=units,
             checkpoint=0 if wanted.price is None else wanted.price.cost_nanos(wanted.usage),
             usage=wanted.usage,
-            price="" if wanted.price is None else _price_text(wanted.price),
+            price="" if wanted.price is None else price_text(wanted.price),
             model="" if wanted.price is None else wanted.price.model,
             granted_ms=self._now_ms,
             expires_ms=self._now_ms + LEASE_MS,
@@ -262,10 +260,16 @@ class _Books:
             return Exceeded(min(standings, key=lambda standing: standing.left))
         if verdict == "busy":
             return Busy(min(standings, key=lambda standing: standing.free))
-        for standing in standings:
-            account = self._accounts[wanted.holder.key(standing.limit.scope, wanted.meter)]
-            account.granted = (standing.limit.amount, standing.window)
+        self._note_limits(wanted.holder, wanted.meter, standings)
         return verdict
+
+    def _note_limits(self, holder: Holder, meter: Meter, standings: Sequence[Standing]) -> None:
+        """Keep under which limit each account is granted something: the closest, or none."""
+        for account in self._accounts_of(holder, meter):
+            account.granted = (None, FOREVER)
+        for standing in sorted(standings, key=lambda standing: standing.free, reverse=True):
+            account = self._accounts[holder.key(standing.limit.scope, meter)]
+            account.granted = (standing.limit.amount, standing.window)
 
     def _settle(self, spent: Settle) -> Outcome:
         reservation = self._open.get(spent.reservation_id)
@@ -491,8 +495,3 @@ class _Books:
 def _anchor_key(holder: Holder, limit: Limit) -> AnchorKey:
     user_id = "" if limit.scope == "project" else holder.user_id
     return AnchorKey(holder.project_id, user_id, limit.window)
-
-
-@lru_cache(maxsize=256)
-def _price_text(price: Price) -> str:
-    return json.dumps(price.as_dict(), separators=(",", ":"), sort_keys=True)

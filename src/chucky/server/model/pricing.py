@@ -12,10 +12,12 @@ inference region, server tools) has to be refused before the call.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
+from functools import lru_cache
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -215,6 +217,33 @@ class Price:
         return {"model": self.model, "source": self.source, **rates}
 
 
+@lru_cache(maxsize=256)
+def price_text(price: Price) -> str:
+    """A price as JSON text, always the same for the same price."""
+    return json.dumps(price.as_dict(), separators=(",", ":"), sort_keys=True)
+
+
+@lru_cache(maxsize=256)
+def read_price(text: str) -> Price:
+    """Read a price that :func:`price_text` wrote.
+
+    Raises:
+        ValueError: It is none.
+    """
+    try:
+        fields = json.loads(text)
+        fields |= {kind: _read_rate(fields[kind]) for kind in _KINDS}
+        return Price(**fields)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{text!r:.80} is no price ({error!r}).") from error
+
+
+def _read_rate(value: Any) -> Rate:
+    if isinstance(value, int):
+        return Rate(value)
+    return Rate(value["base"], tuple((start, rate) for start, rate in value["tiers"]))
+
+
 class PriceTable:
     """The price of every model: the operator's where there is one, else the published one.
 
@@ -222,6 +251,9 @@ class PriceTable:
     price says nothing about caching, a cache write costs what the vendor documents for its
     models (1.25 times the input rate for five minutes, twice for an hour), and a cache read,
     whose discount differs by model, costs as much as input: never too little.
+
+    Attributes:
+        source: Where the published prices come from.
     """
 
     def __init__(self, catalog: Catalog, overrides: Mapping[str, Any] | None = None) -> None:
@@ -238,7 +270,7 @@ class PriceTable:
                 in ``details["faults"]``.
         """
         self._published = _published_entries()
-        self._source = f"genai-prices {metadata.version('genai-prices')}"
+        self.source = f"genai-prices {metadata.version('genai-prices')}"
         self._own = _read_overrides({} if overrides is None else overrides, catalog)
 
     def price_of(self, model: Model, at: datetime) -> Price:
@@ -257,7 +289,7 @@ class PriceTable:
         entry = None if model.price is None else self._published.get(model.price)
         if entry is None or not entry.prices:
             raise _unpriced(model.id, "has no price")
-        return _published_price(model.id, self._source, entry.get_prices(at))
+        return _published_price(model.id, self.source, entry.get_prices(at))
 
 
 def micros_up(nanos: int) -> int:

@@ -163,6 +163,7 @@ CREATE TABLE ledger_entries (
 
 CREATE INDEX ledger_entries_by_user ON ledger_entries (project_id, user_id, meter, at_ms);
 CREATE INDEX ledger_entries_by_project ON ledger_entries (project_id, meter, at_ms);
+CREATE INDEX ledger_entries_by_session ON ledger_entries (session_id, meter);
 CREATE INDEX ledger_refunds ON ledger_entries (refers_to) WHERE refers_to <> '';
 
 -- What is booked stays as it was booked.

@@ -12,7 +12,19 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from chucky.cli import chat, migrate, offline, projects, prompt, serve, token
+from chucky.cli import (
+    budget,
+    chat,
+    migrate,
+    offline,
+    prices,
+    projects,
+    prompt,
+    serve,
+    token,
+    usage,
+    verify,
+)
 from chucky.errors import ChuckyError
 
 
@@ -68,4 +80,8 @@ app.command("migrate")(migrate.migrate)
 app.command("token")(token.token)
 app.command("prompt")(prompt.prompt)
 app.command("chat")(chat.chat)
+app.command("usage")(usage.usage)
+app.add_typer(budget.app, name="budget")
+app.command("prices")(prices.prices)
+app.command("verify")(verify.verify)
 app.command("offline")(offline.offline)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
@@ -10,6 +12,7 @@ import typer
 from chucky.errors import ValidationError
 from chucky.server.postgres_url import PostgresUrl
 from chucky.server.settings import Settings
+from chucky.tokenform import read_instant
 
 DbOption: TypeAlias = Annotated[
     str | None,
@@ -30,6 +33,10 @@ ConfigOption: TypeAlias = Annotated[
     ),
 ]
 JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one line of JSON.")]
+ProjectOption: TypeAlias = Annotated[
+    str,
+    typer.Option("--project", metavar="PROJECT", help="Name or id of the project."),
+]
 UrlOption: TypeAlias = Annotated[
     str | None,
     typer.Option(
@@ -70,6 +77,22 @@ MaxTurnsOption: TypeAlias = Annotated[
         show_default=False,
     ),
 ]
+
+
+def amount(text: str) -> Decimal:
+    """Read an amount of an option, exactly as it is written."""
+    try:
+        return Decimal(text)
+    except InvalidOperation as error:
+        raise typer.BadParameter(f"{text!r} is not a number") from error
+
+
+def moment(text: str) -> datetime:
+    """Read a date or time of an option; without an offset it is of UTC."""
+    instant = read_instant(text)
+    if instant is None:
+        raise typer.BadParameter(f"{text!r} is no date or time like 2026-01-31 or 2026-01-31T08:00")
+    return instant
 
 
 def load_settings(config: Path | None, **arguments: Any) -> Settings:

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Annotated
 
 import typer
 
-from chucky.cli.options import ConfigOption, DbOption, load_settings
+from chucky.cli.options import ConfigOption, DbOption, amount, load_settings
 from chucky.errors import ValidationError
 from chucky.server.projects import Project, ProjectKey
 from chucky.server.settings import Settings
 from chucky.server.store import open_store
 from chucky.tokens import Window, create_budget, create_token
-
-
-def _amount(text: str) -> Decimal:
-    try:
-        return Decimal(text)
-    except InvalidOperation as error:
-        raise typer.BadParameter(f"{text!r} is not a number") from error
 
 
 def token(
@@ -30,7 +23,7 @@ def token(
         Decimal,
         typer.Option(
             "--ai-dollars",
-            parser=_amount,
+            parser=amount,
             metavar="USD",
             help="What the models may cost per window.",
             show_default=False,
@@ -40,7 +33,7 @@ def token(
         Decimal,
         typer.Option(
             "--compute-hours",
-            parser=_amount,
+            parser=amount,
             metavar="HOURS",
             help="How long turns may run per window.",
             show_default=False,

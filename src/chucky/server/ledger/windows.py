@@ -61,6 +61,14 @@ def window_at(kind: str, anchor_ms: int, now_ms: int) -> Window:
     return Window(kind, start_ms, start_ms + length_ms)
 
 
+def kind_between(start_ms: int | None, end_ms: int | None) -> str:
+    """The kind of a window with these ends."""
+    if start_ms is None or end_ms is None:
+        return LIFETIME
+    lengths = {length_ms: kind for kind, length_ms in _LENGTHS_MS.items()}
+    return lengths.get(end_ms - start_ms, "month")
+
+
 def _month_at(anchor_ms: int, now_ms: int) -> Window:
     anchor, now = _moment(anchor_ms), _moment(now_ms)
     months = (now.year - anchor.year) * 12 + now.month - anchor.month

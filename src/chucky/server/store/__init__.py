@@ -8,12 +8,21 @@ from chucky.server.ledger.rows import LedgerRows
 from chucky.server.settings import Settings
 from chucky.server.store import opening
 from chucky.server.store.database import now_ms
+from chucky.server.store.ledger_reports import LedgerReader
 from chucky.server.store.lock import ServeLock
 from chucky.server.store.opening import missing_migrations, open_database
 from chucky.server.store.projects import Store
 from chucky.server.store.session_rows import SessionReader
 
-__all__ = ["ServeLock", "Store", "missing_migrations", "open_ledger", "open_sessions", "open_store"]
+__all__ = [
+    "ServeLock",
+    "Store",
+    "missing_migrations",
+    "open_ledger",
+    "open_reader",
+    "open_sessions",
+    "open_store",
+]
 
 
 def open_ledger(settings: Settings, clock_ms: Callable[[], int] = now_ms) -> LedgerRows:
@@ -28,6 +37,15 @@ def open_ledger(settings: Settings, clock_ms: Callable[[], int] = now_ms) -> Led
         ValidationError: It cannot be opened.
     """
     return opening.open_ledger(settings.db, clock_ms)
+
+
+def open_reader(settings: Settings) -> LedgerReader:
+    """Open the ledger for reports and audits. Blocks, for milliseconds as a rule.
+
+    Raises:
+        ValidationError: It cannot be opened, or does not exist.
+    """
+    return LedgerReader(open_database(settings.db, create=False))
 
 
 def open_sessions(settings: Settings) -> SessionReader:

@@ -55,6 +55,20 @@ class Database(Protocol):
             ChuckyError: The database cannot be written.
         """
 
+    def snapshot(self) -> AbstractContextManager[Connection]:
+        """Read everything as it was at one moment; others go on writing meanwhile.
+
+        Raises:
+            ChuckyError: The database cannot be read.
+        """
+
+    def now_ms(self) -> int:
+        """The time by which leases and windows are judged, in milliseconds since 1970.
+
+        Raises:
+            ChuckyError: The database cannot be read.
+        """
+
     def close(self) -> None:
         """Close it. Safe to call again; nothing else may be called afterwards."""
 

@@ -27,7 +27,7 @@ Connection: TypeAlias = psycopg.Connection[tuple[Any, ...]]
 MAX_CONNECTIONS: Final = 10
 WAIT_SECONDS: Final = 5.0  # for a free connection, or for the pool to make one
 _OLDEST_SERVER: Final = 150000
-_MIGRATION_SECONDS: Final = 600
+_LONG_SECONDS: Final = 600
 
 # What an address leaves open. A peer that is gone is noticed within half a minute.
 _DEFAULT_PARAMETERS: Final = {
@@ -66,9 +66,11 @@ SELECT set_config(name, value, false) FROM (VALUES
 # there is one writer at a time, as in a file.
 _BE_THE_WRITER: Final = f"SELECT pg_advisory_xact_lock({int.from_bytes(b'Chck', 'big')})"
 _TAKE_TIME: Final = (
-    f"SELECT set_config('statement_timeout', '{_MIGRATION_SECONDS}s', true), "
-    f"set_config('lock_timeout', '{_MIGRATION_SECONDS}s', true)"
+    f"SELECT set_config('statement_timeout', '{_LONG_SECONDS}s', true), "
+    f"set_config('lock_timeout', '{_LONG_SECONDS}s', true)"
 )
+_STAND_STILL: Final = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
+_NOW_MS: Final = "SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)"
 _HAS_SCHEMA: Final = "SELECT to_regnamespace('chucky') IS NOT NULL"
 _CREATE_SCHEMA: Final = "CREATE SCHEMA chucky"
 _HAS_MIGRATIONS: Final = "SELECT to_regclass('chucky.schema_migrations') IS NOT NULL"
@@ -147,6 +149,22 @@ class PostgresDatabase:
         ):
             connection.execute(_BE_THE_WRITER)
             yield Statements(connection)
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Statements]:
+        """Read at one moment; see :class:`~chucky.server.store.database.Database`."""
+        with (
+            faults(self._url, store_error),
+            self._connection() as connection,
+            connection.transaction(),
+        ):
+            connection.execute(_STAND_STILL)
+            connection.execute(_TAKE_TIME)
+            yield Statements(connection)
+
+    def now_ms(self) -> int:
+        """Tell the server's time; see :class:`~chucky.server.store.database.Database`."""
+        return self.read(lambda connection: int(connection.execute(_NOW_MS).fetchone()[0]))
 
     @contextmanager
     def _connection(self) -> Iterator[Connection]:

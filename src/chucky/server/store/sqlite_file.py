@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from chucky.errors import ChuckyError, ValidationError
-from chucky.server.store.database import T, store_error
+from chucky.server.store.database import T, now_ms, store_error
 from chucky.server.store.files import (
     create_private_file,
     file_identity,
@@ -99,6 +99,21 @@ class SqliteFile:
             self._require_same_file()
             with transaction(self._writer):
                 yield self._writer
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Connection]:
+        """Read at one moment; see :class:`~chucky.server.store.database.Database`."""
+        with self._reader_lock, faults(self._path, store_error):
+            self._require_same_file()
+            self._reader.execute("BEGIN")
+            try:
+                yield self._reader
+            finally:
+                self._reader.execute("ROLLBACK")
+
+    def now_ms(self) -> int:
+        """Tell the time; see :class:`~chucky.server.store.database.Database`."""
+        return now_ms()
 
     def _require_same_file(self) -> None:
         """Refuse to go on with a file that others no longer see."""

@@ -38,7 +38,7 @@ _UNITS: dict[Meter, tuple[int, str]] = {
     "ai": (1_000_000_000, "nano-dollars"),
     "compute": (1_000, "milliseconds"),
 }
-_MOST = 2**62  # an account of a database holds no more
+_MOST = 10**15  # thousands of such corrections still fit an account in a database
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -192,7 +192,10 @@ def _units(given: Decimal | None, meter: Meter) -> int:
     unit, finest = _UNITS[meter]
     value = (given or Decimal(0)) * unit
     if not value.is_finite() or not 0 < value <= _MOST or value != int(value):
-        raise ValidationError(f"The amount must be more than 0, and whole {finest}.")
+        raise ValidationError(
+            f"The amount must be more than 0, at most {amount_text(meter, _MOST)}, and whole "
+            f"{finest}."
+        )
     return int(value)
 
 

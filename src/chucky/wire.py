@@ -216,11 +216,17 @@ def tool_result_frame(call_id: str, content: list[dict[str, Any]], *, is_error: 
     return _encode({"type": "tool_result", "payload": {"callId": call_id, "result": result}})
 
 
-def error_frame(message: str, *, code: str, reason: str | None = None) -> str:
+def error_frame(
+    message: str,
+    *,
+    code: str,
+    reason: str | None = None,
+    details: Mapping[str, Any] | None = None,
+) -> str:
     """Make an ``error`` frame."""
     payload: dict[str, Any] = {"message": message, "code": code}
     if reason is not None:
-        payload["details"] = {"reason": reason}
+        payload["details"] = {**(details or {}), "reason": reason}
     return _encode({"type": "error", "payload": payload})
 
 

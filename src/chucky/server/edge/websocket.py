@@ -178,7 +178,11 @@ class _Socket:
 
     async def refuse(self, error: ChuckyError, code: int = POLICY_VIOLATION) -> None:
         """Tell the client why it is not served, and close."""
-        await self.send(wire.error_frame(str(error), code=error.code, reason=error.reason))
+        await self.send(
+            wire.error_frame(
+                str(error), code=error.code, reason=error.reason, details=error.details
+            )
+        )
         await self._close(code, error.reason)
 
     async def refuse_frame(self, error: wire.FrameError) -> None:

@@ -42,7 +42,7 @@ def usage_report(standings: Iterable[Standing]) -> dict[str, Any]:
             "remaining": max(budget - used, 0),
             "budget": budget,
         }
-        allowed = allowed and standing.left > 0
+        allowed = allowed and used < budget
         end_ms = standing.window.end_ms
         report["window"] = standing.limit.window
         report["resetsAt"] = None if end_ms is None else iso_time(end_ms)

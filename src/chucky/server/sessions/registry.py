@@ -92,15 +92,21 @@ class Registry:
         policy = self._policy_of(identity)
         others = 0 if connected_only else -1  # the one that begins is among them
         of_user = others + _count(self.of_user(identity), connected_only=connected_only)
-        _check(of_user, self._sessions_per_user, "close one and try again")
-        _check(of_user, policy.max_user_sessions, "close one and try again")
+        for most in (self._sessions_per_user, policy.max_user_sessions):
+            if most is not None and of_user >= most:
+                raise _too_many(
+                    of_user, most, "close one and try again", reason="concurrent_limit_reached"
+                )
         if policy.max_sessions is not None:
-            of_project = [each for each in self if each.identity.project_id == identity.project_id]
-            _check(
-                others + _count(of_project, connected_only=connected_only),
-                policy.max_sessions,
-                "try again when others have ended",
-            )
+            sessions = [each for each in self if each.identity.project_id == identity.project_id]
+            of_project = others + _count(sessions, connected_only=connected_only)
+            if of_project >= policy.max_sessions:
+                raise _too_many(
+                    of_project,
+                    policy.max_sessions,
+                    "this application has as many as it may; try again when others have ended",
+                    reason="developer_concurrent_limit_reached",
+                )
 
     def enter(self, attached: Attached) -> None:
         """Enter a session that was let in before."""
@@ -145,13 +151,12 @@ def _count(sessions: Iterable[Attached], *, connected_only: bool) -> int:
     return sum(each.is_connected or not connected_only for each in sessions)
 
 
-def _check(count: int, most: int | None, advice: str) -> None:
-    if most is not None and count >= most:
-        raise ConcurrencyLimitError(
-            f"The maximum of concurrent sessions is reached ({count}/{most}); {advice}.",
-            reason="concurrent_limit_reached",
-            details={"spent": count, "limit": most, "resets_at": None},
-        )
+def _too_many(count: int, most: int, advice: str, *, reason: str) -> ConcurrencyLimitError:
+    return ConcurrencyLimitError(
+        f"The maximum of concurrent sessions is reached ({count}/{most}); {advice}.",
+        reason=reason,
+        details={"spent": count, "limit": most, "resets_at": None},
+    )
 
 
 def _user(identity: Identity) -> tuple[str, str]:

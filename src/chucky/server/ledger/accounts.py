@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 from chucky.errors import BudgetExceededError, ChuckyError, RateLimitError
@@ -114,6 +114,13 @@ class Bill:
     ai_nanos: int = 0
     compute_ms: int = 0
     standings: tuple[Standing, ...] = ()
+
+    def reached_percent(self, standing: Standing) -> int | None:
+        """The threshold of a limit that was reached by this turn and not before it."""
+        own = self.ai_nanos if standing.meter == "ai" else self.compute_ms
+        before = warned_percent(replace(standing, spent=standing.spent - own))
+        percent = warned_percent(standing)
+        return None if percent == before else percent
 
 
 @dataclass(frozen=True, slots=True)

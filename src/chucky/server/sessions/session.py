@@ -372,12 +372,8 @@ class Session:
         )
 
     def _log_warnings(self, bill: Bill) -> None:
-        """Log each threshold of a limit once, at the end of the turn that reached it."""
         for standing in bill.standings:
-            own = bill.ai_nanos if standing.meter == "ai" else bill.compute_ms
-            before = warned_percent(replace(standing, spent=standing.spent - own))
-            percent = warned_percent(standing)
-            if percent is not None and percent != before:
+            if percent := bill.reached_percent(standing):
                 logger.warning(
                     "session %s: %d %% of the %s budget of the %s is spent: %s in this %s",
                     self.session_id,

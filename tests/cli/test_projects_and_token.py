@@ -168,7 +168,11 @@ def test_the_version_is_that_of_the_package() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["", "serve", "migrate", "projects", "projects create", "token", "prompt", "chat", "offline"],
+    [
+        *("", "serve", "migrate", "projects", "projects create", "token", "prompt", "chat"),
+        *("usage", "budget", "budget show", "budget credit", "budget refund", "budget anchor"),
+        *("prices", "verify", "offline"),
+    ],
 )
 def test_every_command_explains_itself(command: str) -> None:
     text = said(chucky(*command.split(), "--help"))

@@ -351,6 +351,22 @@ def test_what_does_not_add_up_is_named_and_ends_with_1(
     assert [f"{each['row']}: {each['sentence']}" for each in told["problems"]] == [first]
 
 
+def test_what_has_no_price_is_listed_with_what_the_provider_reported(
+    spender: User, copy: tuple[Path, sqlite3.Connection]
+) -> None:
+    path, connection = copy
+    connection.execute("DROP TRIGGER ledger_entries_stay")
+    connection.execute(
+        "UPDATE ledger_entries SET unpriced = 'searches: 2' WHERE user_id = ? AND meter = 'ai'",
+        (spender.name,),
+    )
+    text = said(chucky("usage", "--list", "unpriced", "--db", path))
+    assert "No price is known for what the provider reported of " in text
+    assert text.endswith(": searches: 2\n")
+    [line] = json.loads(said(chucky("usage", "--json", "--user", spender.name, "--db", path)))
+    assert line["unpriced"] == 1
+
+
 @pytest.mark.parametrize(
     "arguments", [("usage",), ("verify",), ("budget", "show", "ann"), ("budget", "credit", "ann")]
 )

@@ -22,7 +22,6 @@ from chucky.cli.options import (
     load_settings,
     moment,
 )
-from chucky.cli.tables import Table
 from chucky.errors import ValidationError
 from chucky.server.ledger import corrections
 from chucky.server.ledger.accounts import Holder, Meter, amount_text
@@ -200,6 +199,8 @@ def _units(given: Decimal | None, meter: Meter) -> int:
 
 
 def _print(lines: list[BudgetLine]) -> None:
+    from chucky.cli.tables import Table
+
     table = Table("Window", "Meter", "Spent", "Reserved", "Limit of the last grant", "Resets at")
     for line in lines:
         spent, reserved = (amount_text(line.meter, each) for each in (line.spent, line.reserved))

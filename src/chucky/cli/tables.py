@@ -6,6 +6,10 @@ import csv
 import sys
 from collections.abc import Iterable, Sequence
 
+import rich.table
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+
 from chucky.cli.terminal import printable
 
 _ANY_WIDTH = 10_000
@@ -22,11 +26,8 @@ class Table:
 
     def __init__(self, *headings: str) -> None:
         """Make an empty table; the first column is for names."""
-        from rich.box import SIMPLE_HEAD
-        from rich.table import Table as RichTable
-
         self.count = 0
-        self._table = RichTable(box=SIMPLE_HEAD, pad_edge=False)
+        self._table = rich.table.Table(box=SIMPLE_HEAD, pad_edge=False)
         for number, heading in enumerate(headings):
             is_name = number == 0
             self._table.add_column(heading, justify="left" if is_name else "right", overflow="fold")
@@ -38,8 +39,6 @@ class Table:
 
     def show(self) -> None:
         """Print it."""
-        from rich.console import Console
-
         # Wherever it does not go to a terminal, it is as wide as it needs to be.
         width = None if sys.stdout.isatty() else _ANY_WIDTH
         Console(highlight=False, markup=False, width=width).print(self._table)

@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal, NamedTuple
 import typer
 
 from chucky.cli.options import ConfigOption, DbOption, JsonOption, load_settings, moment
-from chucky.cli.tables import Table, print_csv
 from chucky.errors import ValidationError
 from chucky.server.ledger.accounts import Meter, amount_text, dollars
 from chucky.server.ledger.reports import (
@@ -123,6 +122,8 @@ def _show_usage(
     if form != "table":
         _print_data(lines, UsageLine, {"group": by}, names, form)
         return
+    from chucky.cli.tables import Table
+
     table = Table(by.capitalize(), *_HEADINGS)
     for line in lines:
         table.add(line.group or "–", names.get(line.project_id, line.project_id), *_cells(line))
@@ -156,6 +157,8 @@ def _show_charges(
     if form != "table":
         _print_data(lines, ChargeLine, {}, names, form)
         return
+    from chucky.cli.tables import Table
+
     table = Table("Call id", "Time", "Project", "User", "Model", "Charged", "Reserved", "Refunded")
     notes = []
     for line in lines:
@@ -191,6 +194,8 @@ def _print_data(
     headings = ["project", *map(_camel, fields)]
     rows = ((names.get(line.project_id, ""), *line) for line in lines)
     if form == "csv":
+        from chucky.cli.tables import print_csv
+
         print_csv(headings, rows)
     else:
         typer.echo(json.dumps([dict(zip(headings, row, strict=True)) for row in rows]))

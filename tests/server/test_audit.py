@@ -220,7 +220,7 @@ CHANGES = {
     "a price is unreadable": (
         "UPDATE ledger_prices SET price = '{}'",
         "(settled)",
-        "It has no price",
+        "Its price cannot be read",
     ),
     "a price is gone": (
         "UPDATE ledger_entries SET price_id = NULL WHERE entry_key = 'settled'",

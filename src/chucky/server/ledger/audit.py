@@ -250,10 +250,12 @@ def _fault_of_ending(entry: AuditedEntry) -> str | None:
 
 
 def _fault_of_price(entry: AuditedEntry) -> str | None:
+    if not entry.price:
+        return "It has no price."
     try:
         price = read_price(entry.price)
     except ValueError as error:
-        return f"It has no price: {error}"
+        return f"Its price cannot be read: {error}"
     if price.model != entry.model:
         return f"It is a call of {entry.model!r} with the price of {price.model!r}."
     cost = price.cost_nanos(entry.usage)

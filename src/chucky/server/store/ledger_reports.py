@@ -71,7 +71,7 @@ SELECT project_id, {{group}} AS grouped,
     {_sum_where(f"meter = 'compute' AND NOT {_CHARGED}", "-amount")}
 FROM ledger_entries WHERE kind <> 'void' {{selected}}
 GROUP BY project_id, grouped ORDER BY project_id, grouped
-"""  # noqa: S608 (of constants)
+"""
 _DOUBTS: Final[dict[Doubt, str]] = {
     "estimated": _ESTIMATED,
     "excess": "excess > 0",
@@ -84,7 +84,7 @@ SELECT entry_id, entry_key, at_ms, project_id, user_id, session_id, meter, model
      WHERE refunds.refers_to = charges.entry_key)
 FROM ledger_entries AS charges
 WHERE {_CHARGED} AND {{doubt}} {{selected}} AND entry_id < ? ORDER BY entry_id DESC LIMIT {_PAGE}
-"""  # noqa: S608 (of constants)
+"""
 _ACCOUNTS: Final = """
 SELECT meter, settled, reserved, granted_limit, granted_start_ms, granted_end_ms
 FROM ledger_accounts WHERE project_id = ? AND user_id = ? AND session_id = ''
@@ -109,7 +109,7 @@ SELECT entry_id, entry_key, kind, meter, amount, reserved, excess,
     output_tokens, cache_write_5m_tokens, cache_write_1h_tokens, cache_read_tokens
 FROM ledger_entries LEFT JOIN ledger_prices USING (price_id)
 WHERE entry_id > ? ORDER BY entry_id LIMIT {_PAGE}
-"""  # noqa: S608 (of constants)
+"""
 _REPEATED_KEYS: Final = """
 SELECT entry_key FROM ledger_entries GROUP BY entry_key HAVING count(*) > 1
 """
@@ -183,7 +183,7 @@ LEFT JOIN ledger_anchors AS anchors ON anchors.project_id = accounts.project_id
     AND anchors.user_id = accounts.user_id AND anchors.window_kind = windows.window_kind
 WHERE (windows.account_id, windows.window_kind) > (?, ?)
 ORDER BY windows.account_id, windows.window_kind LIMIT {_PAGE}
-"""  # noqa: S608 (of constants)
+"""
 # A session's budget has no windows, so a grant with one is not of a session.
 _OVERSPENT: Final = f"""
 SELECT project_id, user_id, session_id, meter, granted_limit, spent, reserved,
@@ -200,7 +200,7 @@ FROM (
     FROM ledger_accounts AS accounts WHERE granted_limit IS NOT NULL
 ) AS accounts
 WHERE spent + reserved > granted_limit
-"""  # noqa: S608 (of constants)
+"""
 _FALSE_REFUNDS: Final = """
 SELECT refunds.refers_to, -sum(refunds.amount), min(charges.amount)
 FROM ledger_entries AS refunds LEFT JOIN ledger_entries AS charges

@@ -21,7 +21,7 @@ def postgres_server() -> Iterator[str]:
     Raises:
         FileNotFoundError: PostgreSQL is not installed.
     """
-    programs = _programs()
+    programs = postgres_programs()
     with TemporaryDirectory(prefix="chucky-bench-") as name:
         if os.geteuid() == 0:
             shutil.chown(name, "postgres", "postgres")  # it refuses to run as root
@@ -37,7 +37,12 @@ def postgres_server() -> Iterator[str]:
             _run(programs / "pg_ctl", "stop", "-w", "-D", data, "-m", "immediate")
 
 
-def _programs() -> Path:
+def postgres_programs() -> Path:
+    """Find where ``initdb`` and ``pg_ctl`` are; Debian leaves them out of the path.
+
+    Raises:
+        FileNotFoundError: PostgreSQL is not installed.
+    """
     found = [Path(name).parent for name in filter(None, [shutil.which("initdb")])]
     debian = Path("/usr/lib/postgresql").glob("*/bin/initdb")
     found += [path.parent for path in sorted(debian, key=lambda path: int(path.parts[-3]))]

@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("imports", "turn", "streaming", "delay", "memory", "startup", "churn", "tools", "ledger")
 NEED_PUBLISHED = {"imports", "churn", "tools"}
+NEED_POSTGRES = {"ledger"}
 # The first benchmark of a machine installs the published SDK.
 SECONDS = 330
 
@@ -33,25 +34,31 @@ def run_bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
-def needs_published(require_part: Callable[[str, bool, str], None]) -> Callable[[str], None]:
-    """Leave a test out when its benchmark needs the published SDK and that cannot be had."""
+def needs_parts(require_part: Callable[[str, bool, str], None]) -> Callable[[str], None]:
+    """Leave a test out when its benchmark needs something that cannot be had here."""
 
     def check(name: str) -> None:
-        if name not in NEED_PUBLISHED:
-            return
-        code = "from bench.published import published_python; published_python()"
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=ROOT,
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-        )
-        said = done.stderr.strip().splitlines() or [""]
-        require_part("chucky-sdk 0.2.0 of the package index", done.returncode == 0, said[-1])
+        if name in NEED_PUBLISHED:
+            said = failure_of("from bench.published import published_python; published_python()")
+            require_part("chucky-sdk 0.2.0 of the package index", not said, said)
+        if name in NEED_POSTGRES:
+            said = failure_of("from bench.postgres import postgres_programs; postgres_programs()")
+            require_part("PostgreSQL", not said, said)
 
     return check
+
+
+def failure_of(code: str) -> str:
+    """The last line of what a piece of Python complains about; nothing if it does not."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+    return done.stderr.strip().splitlines()[-1] if done.returncode else ""
 
 
 def problems_with_row(row: dict[str, Any], repeated: int) -> list[str]:
@@ -83,9 +90,9 @@ def problems_with_row(row: dict[str, Any], repeated: int) -> list[str]:
     ],
 )
 def test_a_benchmark_runs_and_writes_its_figures(
-    name: str, needs_published: Callable[[str], None], tmp_path: Path
+    name: str, needs_parts: Callable[[str], None], tmp_path: Path
 ) -> None:
-    needs_published(name)
+    needs_parts(name)
     page = tmp_path / "benchmarks.md"
 
     done = run_bench("--quick", "--results", str(tmp_path), "--page", str(page), name)

@@ -58,7 +58,6 @@ class LedgerDatabase:
     open_rows: Callable[[], LedgerRows]
     rows: LedgerRows
     clock: Clock
-    execute: Callable[[str], list[tuple[Any, ...]]] = field(default=lambda _statement: [])
     start_ms: int = START_MS
     project_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     owner: str = field(default_factory=lambda: uuid.uuid4().hex)

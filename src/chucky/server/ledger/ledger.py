@@ -160,10 +160,10 @@ class Ledger:
             )
         request = self._request(operations, must_happen=False)
         try:
-            return await asyncio.shield(request.done)
+            return await request.done
         except asyncio.CancelledError:
             request.is_abandoned = True
-            if request.done.done() and not request.done.cancelled():
+            if not request.done.cancelled():  # it was answered in the same moment
                 self._give_back(request.operations)
             raise
 

@@ -246,10 +246,10 @@ class TurnPayer:
                 finish(_bill([*booked, *outcomes]))(transaction)
 
         try:
-            booked += await self._written(list(self._settlements))
-        finally:
-            posted = self._ledger.post(*last, Also(write))
-        try:
+            try:
+                booked += await self._written(list(self._settlements))
+            finally:
+                posted = self._ledger.post(*last, Also(write))
             return _bill([*booked, *await self._written([posted])])
         except ChuckyError:
             has_given_up = True

@@ -296,7 +296,8 @@ class Session:
             bill = await turn.payer.close(None if ending is None else finish)
         except ChuckyError as error:
             logger.error("session %s: %s", self.session_id, error)
-            outcome, bill = error, Bill(turn.payer.charged_nanos)
+            outcome = outcome if isinstance(outcome, ChuckyError) else error
+            bill = Bill(turn.payer.charged_nanos)
             if ending is not None:
                 self._post_now(finish(bill))
         self._log_warnings(bill)
@@ -315,8 +316,7 @@ class Session:
         )
         bill = Bill(turn.payer.charged_nanos)
         result = wire.message_text(turn.addressed(self._result(turn, why, bill)))
-        _seq, ending = self._log.end_turn()
-        self._post_now(ending(result, turn.meter.calls, bill.ai_nanos))
+        self._post_now(self._log.end_turn()[1](result, turn.meter.calls, bill.ai_nanos))
 
     def _post_now(self, write: Write) -> None:
         if self._post is not None:

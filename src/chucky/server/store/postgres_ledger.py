@@ -380,8 +380,10 @@ class PostgresLedgerTransaction:
             (columns.entry_row(each, self._price_ids.get(each.price)) for each in changes.entries),
         )
         self._execute_for(_SET_ACCOUNTS, columns.ACCOUNT, map(columns.account_row, accounts))
-        windows = chain.from_iterable(map(columns.window_rows, accounts))
-        self._execute_for(_SET_WINDOWS, columns.WINDOW, windows)
+        # One of a kind for each account, the one that was counted last: a statement cannot write a
+        # row twice.
+        windows = {row[:2]: row for row in chain.from_iterable(map(columns.window_rows, accounts))}
+        self._execute_for(_SET_WINDOWS, columns.WINDOW, windows.values())
 
     def _execute_for(
         self, statement: str, names: Sequence[str], rows: Iterable[Sequence[Any]]

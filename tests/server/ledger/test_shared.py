@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -38,7 +39,7 @@ from chucky.server.ledger.operations import (
 from chucky.server.ledger.rows import LedgerRows
 from chucky.server.ledger.wishes import Wish
 from chucky.server.store import postgres_database
-from chucky.server.store.postgres_ledger import PostgresLedgerRows
+from chucky.server.store.postgres_ledger import PostgresLedgerRows, PostgresLedgerTransaction
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -190,36 +191,45 @@ def test_an_account_that_is_made_late_counts_what_is_being_booked_meanwhile(
     place: PostgresPlace,
     start: Callable[..., Process],
     thread: Callable[..., Future[Any]],
+    monkeypatch: pytest.MonkeyPatch,
     limit: Limit,
 ) -> None:
     one, other = start(), start()
     spend(one, 5)
+    is_about_to, may_go_on = threading.Event(), threading.Event()
+    create = PostgresLedgerTransaction._create_accounts
+
+    def create_when_told(self: PostgresLedgerTransaction, keys: Any) -> None:
+        self._connection.rollback()
+        is_about_to.set()
+        assert may_go_on.wait(WAIT_SECONDS)
+        create(self, keys)
+
+    monkeypatch.setattr(PostgresLedgerTransaction, "_create_accounts", create_when_told)
+    waiting = thread(other.book, hold(200, PLENTY, limit))
+    assert is_about_to.wait(WAIT_SECONDS)
     with one.booking(hold(70)):
-        waiting = thread(other.book, hold(200, PLENTY, limit))
+        may_go_on.set()
         wait_until_one_waits(place)
     assert isinstance(waiting.result(WAIT_SECONDS)[0], Granted)
     assert stand(one, limit) == (5, 270)
     assert mismatches(place) == []
 
 
-def test_an_account_that_is_made_while_a_batch_waits_is_not_passed_over(
+def test_an_account_that_is_made_while_a_batch_waits_for_another_is_locked_as_well(
     place: PostgresPlace, start: Callable[..., Process], thread: Callable[..., Future[Any]]
 ) -> None:
-    process = start()
-    spend(process, 5)
-    with psycopg.connect(place.db.secret_url, options="-c search_path=chucky") as maker:
-        maker.execute("SELECT * FROM ledger_accounts FOR UPDATE")
-        waiting = thread(process.book, hold(70))
+    one, other = start(), start()
+    spend(one, 5, holder=BOB)
+    with psycopg.connect(place.db.secret_url, options="-c search_path=chucky") as holder:
+        holder.execute("SELECT * FROM ledger_accounts FOR UPDATE")
+        waiting = thread(other.book, hold(70, holder=BOB), hold(70, holder=ANN))
         wait_until_one_waits(place)
-        maker.execute(
-            """
-            INSERT INTO ledger_accounts
-                (project_id, user_id, session_id, meter, settled, reserved)
-            VALUES ('p', 'ann', 's1', 'ai', 5, 0)
-            """
-        )
+        with one.booking(hold(200, holder=ANN)):
+            holder.commit()
+            wait_until_one_waits(place)
     waiting.result(WAIT_SECONDS)
-    assert stand(process, Limit("session", "lifetime", 1_000)) == (5, 70)
+    assert stand(one, PLENTY) == (0, 270)
     assert mismatches(place) == []
 
 

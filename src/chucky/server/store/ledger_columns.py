@@ -53,14 +53,8 @@ ENTRY: Final = (
     "note",
 )
 
-ACCOUNT: Final = (
-    "account_id",
-    "settled",
-    "reserved",
-    "granted_limit",
-    "granted_start_ms",
-    "granted_end_ms",
-)
+ACCOUNT: Final = ("account_id", "settled", "reserved")
+GRANTED: Final = (*ACCOUNT, "granted_limit", "granted_start_ms", "granted_end_ms")
 WINDOW: Final = ("account_id", "window_kind", "start_ms", "end_ms", "spent")
 
 # Each of these is followed by what the databases say differently: which rows are wanted.
@@ -93,20 +87,33 @@ def accounts(rows: Iterable[Row], now_ms: int) -> dict[AccountKey, Account]:
     return found
 
 
-def account_row(account: Account) -> Row:
-    """An account as the values of :data:`ACCOUNT`; the last are None if nothing was granted."""
-    granted: Row = (None, None, None)
-    if account.granted is not None:
-        limit, window = account.granted
-        granted = (limit, window.start_ms, window.end_ms)
-    return account.account_id, account.settled, account.reserved, *granted
+def account_rows(accounts: Iterable[Account]) -> list[Row]:
+    """Those of some accounts that were granted nothing, as the values of :data:`ACCOUNT`."""
+    return [
+        (each.account_id, each.settled, each.reserved)
+        for each in accounts
+        if each.granted is None
+    ]
 
 
-def window_rows(account: Account) -> Iterable[Row]:
-    """The windows of an account that have changed, each as the values of :data:`WINDOW`."""
-    if account.has_spent:
-        for window, spent in account.spent.items():
-            yield account.account_id, window.kind, window.start_ms, window.end_ms, spent
+def granted_rows(accounts: Iterable[Account]) -> list[Row]:
+    """Those of some accounts that were granted something, as the values of :data:`GRANTED`."""
+    return [
+        (each.account_id, each.settled, each.reserved, limit, window.start_ms, window.end_ms)
+        for each in accounts
+        if each.granted is not None
+        for limit, window in (each.granted,)
+    ]
+
+
+def window_rows(accounts: Iterable[Account]) -> list[Row]:
+    """The windows of accounts that have changed, each as the values of :data:`WINDOW`."""
+    return [
+        (account.account_id, window.kind, window.start_ms, window.end_ms, spent)
+        for account in accounts
+        if account.has_spent
+        for window, spent in account.spent.items()
+    ]
 
 
 def reservation_row(each: Reservation, price_id: int | None) -> Row:

@@ -24,7 +24,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from typing import Any, Final
 
 from chucky.server.ledger.accounts import Account, AccountKey
@@ -153,14 +152,15 @@ _ADD_ENTRIES: Final = f"""
 INSERT INTO ledger_entries ({", ".join(columns.ENTRY)})
 SELECT {", ".join(columns.ENTRY)} FROM json_populate_recordset(NULL::ledger_entries, %s)
 """
-# Without a limit nothing was granted.
 _SET_ACCOUNTS: Final = """
+UPDATE ledger_accounts AS accounts SET settled = changed.settled, reserved = changed.reserved
+FROM json_populate_recordset(NULL::ledger_accounts, %s) AS changed
+WHERE accounts.account_id = changed.account_id
+"""
+_SET_GRANTED: Final = """
 UPDATE ledger_accounts AS accounts SET settled = changed.settled, reserved = changed.reserved,
-    granted_limit = coalesce(changed.granted_limit, accounts.granted_limit),
-    granted_start_ms = CASE WHEN changed.granted_limit IS NULL
-        THEN accounts.granted_start_ms ELSE changed.granted_start_ms END,
-    granted_end_ms = CASE WHEN changed.granted_limit IS NULL
-        THEN accounts.granted_end_ms ELSE changed.granted_end_ms END
+    granted_limit = changed.granted_limit, granted_start_ms = changed.granted_start_ms,
+    granted_end_ms = changed.granted_end_ms
 FROM json_populate_recordset(NULL::ledger_accounts, %s) AS changed
 WHERE accounts.account_id = changed.account_id
 """
@@ -379,10 +379,11 @@ class PostgresLedgerTransaction:
             columns.ENTRY,
             (columns.entry_row(each, self._price_ids.get(each.price)) for each in changes.entries),
         )
-        self._execute_for(_SET_ACCOUNTS, columns.ACCOUNT, map(columns.account_row, accounts))
+        self._execute_for(_SET_ACCOUNTS, columns.ACCOUNT, columns.account_rows(accounts))
+        self._execute_for(_SET_GRANTED, columns.GRANTED, columns.granted_rows(accounts))
         # One of a kind for each account, the one that was counted last: a statement cannot write a
         # row twice.
-        windows = {row[:2]: row for row in chain.from_iterable(map(columns.window_rows, accounts))}
+        windows = {row[:2]: row for row in columns.window_rows(accounts)}
         self._execute_for(_SET_WINDOWS, columns.WINDOW, windows.values())
 
     def _execute_for(

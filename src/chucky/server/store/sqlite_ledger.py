@@ -10,7 +10,6 @@ import json
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -97,12 +96,12 @@ DELETE FROM ledger_windows WHERE window_kind = ? AND account_id IN (
     WHERE project_id = ? AND user_id = ? AND session_id = ''
 )
 """
-# Without a limit nothing was granted.
 _SET_ACCOUNT: Final = """
-UPDATE ledger_accounts SET settled = ?2, reserved = ?3,
-    granted_limit = coalesce(?4, granted_limit),
-    granted_start_ms = CASE WHEN ?4 IS NULL THEN granted_start_ms ELSE ?5 END,
-    granted_end_ms = CASE WHEN ?4 IS NULL THEN granted_end_ms ELSE ?6 END
+UPDATE ledger_accounts SET settled = ?2, reserved = ?3 WHERE account_id = ?1
+"""
+_SET_GRANTED: Final = """
+UPDATE ledger_accounts SET settled = ?2, reserved = ?3, granted_limit = ?4,
+    granted_start_ms = ?5, granted_end_ms = ?6
 WHERE account_id = ?1
 """
 _SET_WINDOW: Final = """
@@ -279,10 +278,9 @@ class SqliteLedgerTransaction:
             rows = [columns.entry_row(each, self._price_id(each.price)) for each in changes.entries]
             self._execute_many(_ADD_ENTRY, rows)
         accounts = changes.accounts.values()
-        self._execute_many(_SET_ACCOUNT, list(map(columns.account_row, accounts)))
-        self._execute_many(
-            _SET_WINDOW, list(chain.from_iterable(map(columns.window_rows, accounts)))
-        )
+        self._execute_many(_SET_ACCOUNT, columns.account_rows(accounts))
+        self._execute_many(_SET_GRANTED, columns.granted_rows(accounts))
+        self._execute_many(_SET_WINDOW, columns.window_rows(accounts))
 
     def _price_id(self, price: str) -> int | None:
         if not price:

@@ -159,6 +159,7 @@ CREATE INDEX ledger_entries_by_user
 ON chucky.ledger_entries (project_id, user_id, meter, at_ms);
 CREATE INDEX ledger_entries_by_project ON chucky.ledger_entries (project_id, meter, at_ms);
 CREATE INDEX ledger_refunds ON chucky.ledger_entries (refers_to) WHERE refers_to <> '';
+CREATE INDEX ledger_entries_by_session ON chucky.ledger_entries (session_id, meter);
 
 -- What is booked stays as it was booked.
 CREATE FUNCTION chucky.refuse_change_of_entries() RETURNS trigger LANGUAGE plpgsql AS $$

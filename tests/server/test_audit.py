@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -30,8 +30,13 @@ from chucky.server.ledger.rows import LedgerRows
 from chucky.server.ledger.wishes import Wish
 from chucky.server.model.pricing import Price, Rate, Usage
 from chucky.server.settings import Settings
-from chucky.server.store import open_ledger, open_reader
+from chucky.server.store import open_reader
 from chucky.server.store.database import now_ms
+from chucky.server.store.postgres_ledger import PostgresLedgerRows
+from chucky.server.store.sqlite_ledger import SqliteLedgerRows
+
+if TYPE_CHECKING:
+    from tests.server.conftest import Place
 
 DAY_MS = 86_400_000
 # A prompt above 100 tokens costs double.
@@ -58,7 +63,9 @@ class Books:
     rows: LedgerRows = field(init=False)
 
     def __post_init__(self) -> None:
-        self.rows = open_ledger(self.settings, lambda: now_ms() + self.offset_ms)
+        db = self.place.db
+        opener: Any = SqliteLedgerRows if isinstance(db, Path) else PostgresLedgerRows
+        self.rows = opener.open(db, lambda: now_ms() + self.offset_ms)
 
     @property
     def settings(self) -> Settings:
@@ -104,8 +111,13 @@ class Books:
 
     def tamper(self, *statements: str) -> None:
         """Change what is written, past all rules."""
-        for trigger in ("ledger_entries_stay", "ledger_entries_remain"):
-            self.place.execute(f"DROP TRIGGER IF EXISTS {trigger}")
+        if isinstance(self.place.db, Path):
+            for trigger in ("ledger_entries_stay", "ledger_entries_remain"):
+                self.place.execute(f"DROP TRIGGER IF EXISTS {trigger}")
+        else:
+            self.place.execute("DROP TRIGGER IF EXISTS ledger_entries_stay ON ledger_entries")
+            bond = "ledger_windows_account_id_fkey"
+            self.place.execute(f"ALTER TABLE ledger_windows DROP CONSTRAINT IF EXISTS {bond}")
         for statement in statements:
             self.place.execute(statement)
 
@@ -115,10 +127,8 @@ class Books:
 
 
 @pytest.fixture
-def books(tmp_path: Path) -> Iterator[Books]:
-    from tests.server.conftest import SqlitePlace
-
-    made = Books(SqlitePlace(tmp_path / "chucky.db"))
+def books(place: Place) -> Iterator[Books]:
+    made = Books(place)
     yield made
     made.rows.close()
 
@@ -248,7 +258,7 @@ CHANGES = {
         "It is a void of 1",
     ),
     "an estimate is not marked": (
-        "UPDATE ledger_entries SET is_estimated = 0 WHERE entry_key = 'died'",
+        "UPDATE ledger_entries SET is_estimated = FALSE WHERE entry_key = 'died'",
         "(died)",
         "is not marked as one",
     ),
@@ -315,15 +325,20 @@ def test_one_row_that_is_changed_is_named(history: Books, change: str) -> None:
 
 
 def test_an_entry_that_is_there_twice_is_named(history: Books) -> None:
-    [[schema]] = history.place.execute(
-        "SELECT sql FROM sqlite_schema WHERE name = 'ledger_entries'"
-    )
-    history.tamper(
-        "ALTER TABLE ledger_entries RENAME TO kept",
-        schema.replace("entry_key TEXT NOT NULL UNIQUE", "entry_key TEXT NOT NULL"),
-        "INSERT INTO ledger_entries SELECT * FROM kept",
-        "UPDATE ledger_entries SET entry_key = 'settled' WHERE entry_key = 'above'",
-    )
+    change = "UPDATE ledger_entries SET entry_key = 'settled' WHERE entry_key = 'above'"
+    if isinstance(history.place.db, Path):
+        [[schema]] = history.place.execute(
+            "SELECT sql FROM sqlite_schema WHERE name = 'ledger_entries'"
+        )
+        history.tamper(
+            "ALTER TABLE ledger_entries RENAME TO kept",
+            schema.replace("entry_key TEXT NOT NULL UNIQUE", "entry_key TEXT NOT NULL"),
+            "INSERT INTO ledger_entries SELECT * FROM kept",
+            change,
+        )
+    else:
+        unique = "ledger_entries_entry_key_key"
+        history.tamper(f"ALTER TABLE ledger_entries DROP CONSTRAINT {unique}", change)
     assert Problem("entry settled", "There are several entries with this key.") in (
         history.problems()
     )

@@ -90,9 +90,7 @@ def accounts(rows: Iterable[Row], now_ms: int) -> dict[AccountKey, Account]:
 def account_rows(accounts: Iterable[Account]) -> list[Row]:
     """Those of some accounts that were granted nothing, as the values of :data:`ACCOUNT`."""
     return [
-        (each.account_id, each.settled, each.reserved)
-        for each in accounts
-        if each.granted is None
+        (each.account_id, each.settled, each.reserved) for each in accounts if each.granted is None
     ]
 
 

@@ -36,6 +36,7 @@ from chucky.server.ledger.operations import (
 from chucky.server.ledger.windows import iso_time, milliseconds
 from chucky.server.ledger.wishes import Wish
 from chucky.server.model.pricing import Price, Rate, Usage
+from chucky.server.sessions.log import Event, Progress, SessionRecord
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
@@ -473,3 +474,18 @@ def test_windows_are_told_as_they_are(ledger_db: Any) -> None:
     standing = ledger_db.reserve(1, limit)[1].standings[0]
     assert iso_time(standing.window.start_ms) == "2026-08-30T19:00:00.000Z"
     assert iso_time(standing.window.end_ms) == "2026-09-30T19:00:00.000Z"
+
+
+def test_a_turn_whose_end_is_written_again_counts_once(ledger_db: Any) -> None:
+    session = SessionRecord(uuid.uuid4().hex, ledger_db.project_id, "ann")
+    first = [Event(1, "input", "t1", "{}"), Event(2, "message", "t1", "{}")]
+    second = [Event(3, "message", "t2", "{}")]
+
+    def write(events: list[Event]) -> None:
+        with ledger_db.rows.transaction() as transaction:
+            transaction.append_events(session, events, Progress("", "", 1, 2, 700))
+
+    for events in (first, first, second, second, first):
+        write(events)
+    counted = "SELECT turns, calls, spent_nanos FROM sessions WHERE session_id = "
+    assert ledger_db.execute(f"{counted}'{session.session_id}'") == [(2, 4, 1_400)]

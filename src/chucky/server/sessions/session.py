@@ -301,8 +301,7 @@ class Session:
             if ending is not None:
                 self._post_now(finish(bill))
         self._log_warnings(bill)
-        if result is None:
-            result = turn.addressed(self._result(turn, outcome, bill))
+        result = result or turn.addressed(self._result(turn, outcome, bill))
         self._calls += turn.meter.calls
         self._spent_nanos += bill.ai_nanos
         await turn.send(result, wire.message_text(result), seq)

@@ -44,6 +44,7 @@ ON CONFLICT (session_id) DO UPDATE SET
     calls = sessions.calls + excluded.calls,
     spent_nanos = sessions.spent_nanos + excluded.spent_nanos
 """
+_HAS_EVENT: Final = "SELECT 1 FROM session_events WHERE session_id = ? AND seq = ?"
 _SET_TURN: Final = "UPDATE sessions SET turn_id = ?, turn_form = ? WHERE session_id = ?"
 _ADD_EVENT: Final = """
 INSERT INTO session_events (session_id, seq, kind, turn_id, at_ms, body)
@@ -66,6 +67,9 @@ def append_events(
 ) -> None:
     """Write events within whatever transaction the connection is in."""
     last_seq = events[-1].seq if events else session.last_seq
+    # What is written again, because nobody knew whether it was, is counted once.
+    if progress.turns and connection.execute(_HAS_EVENT, (session.session_id, last_seq)).fetchone():
+        return
     connection.execute(
         _SET_SESSION,
         (

@@ -62,6 +62,11 @@ class LedgerDatabase:
     project_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     owner: str = field(default_factory=lambda: uuid.uuid4().hex)
 
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether it is a file."""
+        return isinstance(self.rows, SqliteLedgerRows)
+
     def holder(self, user: str = "ann", session: str = "s1", turn: str = "t1") -> Holder:
         """Someone who pays."""
         return Holder(self.project_id, user, session, turn)

@@ -456,8 +456,12 @@ async def test_what_was_spent_is_written_before_the_end(ledger_db: Any, when: in
 
 async def test_a_start_ends_what_a_process_that_died_left(ledger_db: Any) -> None:
     def reserve() -> None:
-        ids = [ledger_db.reserve(5)[0] for _ in range(1_200)]
-        ledger_db.book(Beat(ledger_db.owner, (Checkpoint(ids[0], 3),)))
+        wish = Wish(5, 0, 0, 0, 0, 0)
+        wanted = [
+            Reserve(uuid.uuid4().hex, ledger_db.holder(), "ai", wish, ()) for _ in range(1_200)
+        ]
+        ledger_db.book(*wanted)
+        ledger_db.book(Beat(ledger_db.owner, (Checkpoint(wanted[0].reservation_id, 3),)))
 
     await asyncio.to_thread(reserve)
     assert await Ledger(ledger_db.rows).recover() == 1_200

@@ -476,7 +476,7 @@ def test_windows_are_told_as_they_are(ledger_db: Any) -> None:
     assert iso_time(standing.window.end_ms) == "2026-09-30T19:00:00.000Z"
 
 
-def test_a_turn_whose_end_is_written_again_counts_once(ledger_db: Any) -> None:
+def test_a_turn_whose_end_is_written_again_counts_once(ledger_db: Any, place: Any) -> None:
     session = SessionRecord(uuid.uuid4().hex, ledger_db.project_id, "ann")
     first = [Event(1, "input", "t1", "{}"), Event(2, "message", "t1", "{}")]
     second = [Event(3, "message", "t2", "{}")]
@@ -488,4 +488,4 @@ def test_a_turn_whose_end_is_written_again_counts_once(ledger_db: Any) -> None:
     for events in (first, first, second, second, first):
         write(events)
     counted = "SELECT turns, calls, spent_nanos FROM sessions WHERE session_id = "
-    assert ledger_db.execute(f"{counted}'{session.session_id}'") == [(2, 4, 1_400)]
+    assert place.execute(f"{counted}'{session.session_id}'") == [(2, 4, 1_400)]

@@ -45,7 +45,10 @@ SELECT :project_id, :user_id, :session_id, :meter,
 
 _CREATE_OF_PROJECT: Final = _creation("")
 _CREATE_OF_USER: Final = _creation("AND user_id = :user_id")
-_CREATE_OF_SESSION: Final = _creation("AND user_id = :user_id AND session_id = :session_id")
+# The + leaves only the index of sessions: a session must not have its user's past added up.
+_CREATE_OF_SESSION: Final = _creation(
+    "AND user_id = :user_id AND session_id = :session_id"
+).replace("project_id = :project_id AND", "+project_id = :project_id AND", 1)
 _SPENT_BY_USER: Final = """
 SELECT coalesce(sum(amount), 0) FROM ledger_entries
 WHERE project_id = ? AND user_id = ? AND meter = ? AND at_ms >= ? AND at_ms < ?

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         ToolExecutionError,
         ValidationError,
     )
+    from chucky.inquiries import SessionSummary
     from chucky.legacy import (
         AssistantMessage,
         ContentBlock,
@@ -89,6 +90,7 @@ _MODULE_BY_NAME = {
             "ToolExecutionError",
             "ValidationError",
         ),
+        "inquiries": ("SessionSummary",),
         "legacy": (
             "AssistantMessage",
             "ContentBlock",
@@ -164,6 +166,7 @@ __all__ = [  # the imports above and the table say the same; a test holds the th
     "SdkMcpTool",
     "Session",
     "SessionError",
+    "SessionSummary",
     "StreamEvent",
     "SystemMessage",
     "TextBlock",

@@ -10,7 +10,9 @@ import warnings
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, ParamSpec, Unpack
 
+from chucky import wire
 from chucky.errors import ChuckyConnectionError, ChuckyError, ValidationError
+from chucky.inquiries import SessionSummary
 from chucky.messages import Message, PromptResult, StreamEvent
 from chucky.options import (
     DEFAULT_MODEL,
@@ -161,6 +163,49 @@ class Chucky:
         return self._create_session(
             PromptOptions(model, system_prompt, max_turns, tools, **options)
         )
+
+    def resume_session(
+        self,
+        session_id: str,
+        *,
+        model: str | None = None,
+        system_prompt: str | None = None,
+        tools: list[Tool] | None = None,
+        max_turns: int | None = None,
+        **options: Unpack[SessionKeywords],
+    ) -> Session:
+        """Go on with a session: ``create_session(resume=session_id, …)``.
+
+        The server knows what was said. Options and tools are not kept: give them again.
+
+        Raises:
+            ValidationError: As :meth:`create_session`, or another session is named too.
+        """
+        if options.get("resume") is not None:
+            raise ValidationError("resume_session takes the session's id once; leave out resume.")
+        options["resume"] = session_id
+        return self._create_session(
+            PromptOptions(model, system_prompt, max_turns, tools, **options)
+        )
+
+    async def list_sessions(self, *, limit: int = 100) -> list[SessionSummary]:
+        """Return the sessions of the token's user, the latest first.
+
+        Args:
+            limit: How many at most, from 1 to 1,000.
+
+        Raises:
+            ValidationError: The limit is none.
+            SessionError: This server cannot list sessions (the hosted one cannot).
+            ChuckyConnectionError, ChuckyTimeoutError, AuthenticationError: As :meth:`prompt`.
+        """
+        if isinstance(limit, bool) or limit not in range(1, 1001):
+            raise ValidationError(
+                f"limit must be a whole number from 1 to 1000, not {limit!r:.80}."
+            )
+        async with self.create_session() as session:
+            found, _ = await session._inquire(wire.LIST_SESSIONS, limit=limit)
+        return [SessionSummary.from_wire(each) for each in found]
 
     def _create_session(self, wanted: PromptOptions) -> Session:
         session = Session(self.options, wanted, self.debug, on_close=self._sessions.discard)

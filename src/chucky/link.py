@@ -52,6 +52,9 @@ class Link:
         self._init = init
         self._log = log
         self._seen: tuple[int, int] | None = None  # a message, and the partial ones after it
+        self._seen_of = ""
+        # Until its first result a server that dies may not have kept a session that it began.
+        self._may_be_unknown = not any(name in init for name in _OPTIONS_OF_BEGINNING)
 
     @property
     def is_replayed(self) -> bool:
@@ -59,9 +62,10 @@ class Link:
         return self._seen is not None
 
     def begin_at(self, seq: object) -> None:
-        """Take note that the server numbers messages, and from where on."""
-        if self._seen is None:
+        """Take note that the server numbers the messages of this session, and from where on."""
+        if self._seen is None or self._seen_of != self.session_id:
             self._seen = (seq if isinstance(seq, int) else 0, 0)
+            self._seen_of = self.session_id
 
     def was_seen(self, message: dict[str, Any]) -> bool:
         """Whether a message came before; its number, which nobody else needs, is taken out."""
@@ -71,6 +75,7 @@ class Link:
         if (seq, delta) <= self._seen:
             return True
         self._seen = (seq, delta)
+        self._may_be_unknown &= message.get("type") != "result"
         return False
 
     def can_be_taken_up(self, lost: ChuckyConnectionError) -> bool:
@@ -103,7 +108,8 @@ class Link:
 
     def _init_again(self, seq: int, delta: int) -> dict[str, Any]:
         options = {k: v for k, v in self._init.items() if k not in _OPTIONS_OF_BEGINNING}
-        return {**options, "resume": self.session_id, "lastSeen": {"seq": seq, "delta": delta}}
+        seen = {"seq": seq, "delta": delta, "mayBeUnknown": self._may_be_unknown}
+        return {**options, "resume": self.session_id, "lastSeen": seen}
 
     async def open_again(self, lost: ChuckyError) -> Connection:
         """Connect after a connection was lost, trying for a while.

@@ -60,7 +60,9 @@ class SessionKeywords(ClientKeywords, total=False):
     """What one session, prompt or stream may be given."""
 
     resume: str | None
+    continue_session: bool | None
     fork_session: bool | None
+    resume_session_at: str | None
 
 
 @dataclass(kw_only=True)
@@ -133,7 +135,9 @@ class PromptOptions(_NewOptions):
     disallowed_tools: Sequence[str] | None = field(default=None, kw_only=True)
     mcp_servers: McpServers | None = field(default=None, kw_only=True, repr=False)
     resume: str | None = field(default=None, kw_only=True)
+    continue_session: bool | None = field(default=None, kw_only=True)
     fork_session: bool | None = field(default=None, kw_only=True)
+    resume_session_at: str | None = field(default=None, kw_only=True)
 
     def check(self) -> None:
         """Refuse what cannot work, before anything is connected.
@@ -142,8 +146,15 @@ class PromptOptions(_NewOptions):
             ValidationError: The sentence names the option.
         """
         _check_options(self)
-        if self.fork_session and self.resume is None:
-            raise ValidationError("fork_session needs the session to fork: give resume=… too.")
+        if self.resume is not None and self.continue_session:
+            raise ValidationError(
+                "resume names a session and continue_session means the latest; give one of them."
+            )
+        for name in ("fork_session", "resume_session_at"):
+            if getattr(self, name) and self.resume is None and not self.continue_session:
+                raise ValidationError(
+                    f"{name} needs a session: give resume=… or continue_session=True too."
+                )
 
 
 def overridden(options: PromptOptions | None, keywords: Mapping[str, Any]) -> PromptOptions:
@@ -392,5 +403,7 @@ _OPTIONS = {
     "vessel": _Option("vessel", check_name),
     "betas": _Option("betas", check_names, list),
     "resume": _Option("resume", check_name),
+    "continue_session": _Option("continue", _check_flag),
     "fork_session": _Option("forkSession", _check_flag),
+    "resume_session_at": _Option("resumeSessionAt", check_name),
 }

@@ -6,7 +6,6 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVarTuple
 
 from chucky import wire
@@ -17,13 +16,13 @@ from chucky.errors import (
     SessionError,
     error_from_wire,
 )
+from chucky.inquiries import Inquiries
 from chucky.link import Link
 from chucky.messages import Message, PromptResult, result_from_error, result_from_wire
 from chucky.options import ChuckyOptions, PromptOptions, chosen, init_options
 from chucky.outputformat import OutputFormat
 from chucky.sessionlog import SessionLog
-from chucky.toolanswers import ToolAnswers
-from chucky.tools import Tool, ToolResult, call_tool, error_result
+from chucky.toolrunner import ToolRunner
 from chucky.toolservers import ToolServers
 from chucky.turn import Turn, TurnStream
 from chucky.usermessage import Content, check_size, user_frame
@@ -34,12 +33,8 @@ if TYPE_CHECKING:
 Args = TypeVarTuple("Args")
 
 MAX_WAITING_TURNS = 100
-MAX_RUNNING_TOOLS = 100
 INTERRUPT_TIMEOUT_SECONDS = 10.0
 STOP_TIMEOUT_SECONDS = 5.0
-
-# The call whose tool this code runs in, also in the tasks and threads that the tool starts.
-_tool_task: ContextVar[asyncio.Task[None] | None] = ContextVar("chucky_tool_task", default=None)
 
 
 class Session:
@@ -72,7 +67,7 @@ class Session:
         servers = ToolServers.of(
             chosen("mcp_servers", options, self.session_options), self.session_options.tools
         )
-        self._tools = servers.tools
+        self._tools = ToolRunner(servers.tools, self._send)
         self._init = {
             **init_options(options, self.session_options),
             **({"mcpServers": servers.definitions} if servers.definitions else {}),
@@ -86,8 +81,8 @@ class Session:
         self._server_capabilities: frozenset[str] = frozenset()
         self._introduced = asyncio.Event()
         self._link = Link(options, self._init, self._log, debug=debug)
-        self._answers = ToolAnswers()
         self._silence: ChuckyTimeoutError | None = None
+        self._inquiries = Inquiries(options.timeout)
         self._max_frame_bytes = wire.MAX_FRAME_BYTES  # until the server says how much it takes
         self._connection: Connection | None = None
         self._connecting = asyncio.Lock()
@@ -95,8 +90,6 @@ class Session:
         self._opening: asyncio.Timeout | None = None
         self._runner: asyncio.Task[None] | None = None
         self._tasks: asyncio.TaskGroup | None = None
-        self._running_tools: dict[str, asyncio.Task[None]] = {}
-        self._closing_tool: asyncio.Task[None] | None = None
         self._current: Turn | None = None
         self._queued: deque[Turn] = deque()
         self._untaken: deque[Turn] = deque()
@@ -169,6 +162,33 @@ class Session:
         """Do the same as :meth:`stream`, by the name the Agent SDK uses."""
         return self.stream()
 
+    async def history(self) -> list[Message]:
+        """Return what was said in this session so far, on earlier connections too.
+
+        Complete messages in their order: the user's, which have the type ``user`` as well, and
+        everything that :meth:`stream` has yielded or would have, but for partial messages.
+
+        Raises:
+            SessionError: There is no such session, or this server cannot tell.
+            ChuckyConnectionError, ChuckyTimeoutError, AuthenticationError: As :meth:`send`.
+        """
+        messages: list[Message] = []
+        after: int | None = 0
+        while after is not None:
+            page, after = await self._inquire(wire.HISTORY, after=after)
+            messages += map(_as_yielded, page)
+        return messages
+
+    async def _inquire(self, action: str, **data: Any) -> tuple[list[dict[str, Any]], int | None]:
+        """Ask the server something beside the turns; ``client.list_sessions()`` does."""
+        self._check_usable()
+        await self._connect()
+        await self._wait_introduced()
+        self._check_usable()
+        if wire.SESSIONS not in self._server_capabilities:
+            raise SessionError("This server cannot tell about sessions (the hosted one cannot).")
+        return await self._inquiries.ask(self._send, action, data)
+
     async def interrupt(self) -> None:
         """Stop the running turn; its stream ends with a result that says so.
 
@@ -220,8 +240,7 @@ class Session:
 
     async def _stop(self) -> None:
         """Close the connection, or end connecting; everything else ends with it."""
-        if _tool_task.get() in self._running_tools.values():
-            self._closing_tool = _tool_task.get()
+        self._tools.note_closing()
         if self._opening is not None:
             self._opening.reschedule(asyncio.get_running_loop().time())
         await self._close_connection()
@@ -229,7 +248,7 @@ class Session:
     async def _wait_stopped(self) -> None:
         if self._runner is None:
             return
-        if self._closing_tool is not None and self._closing_tool is _tool_task.get():
+        if self._tools.is_closing_here:
             return  # the runner waits for this tool
         _done, pending = await asyncio.wait([self._runner], timeout=STOP_TIMEOUT_SECONDS)
         if pending:
@@ -284,9 +303,7 @@ class Session:
             finally:
                 if not self._is_resting:
                     self._fail(SessionError("The session was cancelled."))
-                for task in self._running_tools.values():
-                    if task is not self._closing_tool:
-                        task.cancel()
+                self._tools.cancel()
                 await self._close_connection()
 
     async def _serve(self, connection: Connection) -> None:
@@ -297,6 +314,7 @@ class Session:
             except ChuckyConnectionError as lost:
                 await connection.close()
                 error = self._silence or lost
+                self._inquiries.fail(error)
                 is_wanted = not self._closed and self._failure is None
                 if not is_wanted or not self._link.can_be_taken_up(lost):
                     raise error from None
@@ -357,6 +375,7 @@ class Session:
         if self._failure is None:
             self._failure = error
         self._introduced.set()
+        self._inquiries.fail(self._failure)
         for turn in [self._current, *self._queued]:
             if turn is not None:
                 turn.fail(self._failure)
@@ -453,43 +472,20 @@ class Session:
             if wire.REPLAY in self._server_capabilities:
                 self._link.begin_at(data.get("seq"))
             self._introduced.set()
+        elif action in (wire.LIST_SESSIONS, wire.HISTORY):
+            self._inquiries.answer(action, data)
         elif action == "close":
             raise ChuckyConnectionError("The server closed the session.")
 
     async def _on_tool_call(self, call: wire.ToolCall) -> None:
-        tool = self._tools.get(call.tool_name)
-        if call.call_id in self._running_tools or self._tasks is None:
+        if (tasks := self._tasks) is None:
             return
-        if self._link.is_replayed and (known := self._answers.known(call)) is not None:
-            await self._send(known)  # it was on its way when the connection was lost
-        elif tool is None:
-            await self._answer(call, error_result(f"Unknown tool: {call.tool_name}"))
-        elif len(self._running_tools) >= MAX_RUNNING_TOOLS:
-            # Answered by the reader itself, so that a flood of calls does not pile up as tasks.
-            await self._answer(
-                call, error_result(f"{MAX_RUNNING_TOOLS} tools are running; try again later.")
-            )
-        else:
-            task = self._tasks.create_task(self._watch(self._run_tool, tool, call))
-            self._running_tools[call.call_id] = task
-            task.add_done_callback(lambda _task: self._running_tools.pop(call.call_id, None))
 
-    async def _run_tool(self, tool: Tool, call: wire.ToolCall) -> None:
-        task = asyncio.current_task()
-        _tool_task.set(task)
-        try:
-            result = await call_tool(tool, call.input)
-        except asyncio.CancelledError:
-            if task is None or task.cancelling():
-                raise
-            # Nobody cancelled this call: the handler waited for something that was cancelled.
-            result = error_result(f"Error: tool {tool.name!r} was cancelled.")
-        await self._answer(call, result)
+        def start(work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
+            return tasks.create_task(self._watch(work))
 
-    async def _answer(self, call: wire.ToolCall, result: ToolResult) -> None:
-        frame = self._answers.frame(call, result, self._max_frame_bytes)
-        self._answers.remember(call, frame)
-        await self._send(frame)
+        replayed = self._link.is_replayed
+        await self._tools.take(call, start, self._max_frame_bytes, may_come_again=replayed)
 
     async def _send(self, frame: str) -> None:
         if self._connection is not None:
@@ -498,3 +494,7 @@ class Session:
     async def _close_connection(self) -> None:
         if self._connection is not None:
             await self._connection.close()
+
+
+def _as_yielded(message: dict[str, Any]) -> Message:
+    return result_from_wire(message) if message.get("type") == "result" else Message(message)

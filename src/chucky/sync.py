@@ -143,6 +143,7 @@ class Session(_Blocking[chucky.session.Session]):
     send = _waiting(chucky.session.Session.send)
     stream = _iterating(chucky.session.Session.stream)
     receive = _iterating(chucky.session.Session.receive)
+    history = _waiting(chucky.session.Session.history)
     interrupt = _waiting(chucky.session.Session.interrupt)
     close = _waiting(chucky.session.Session.close)
 
@@ -169,8 +170,10 @@ class Chucky(_Blocking[chucky.client.Chucky]):
 
     prompt = _waiting(chucky.client.Chucky.prompt)
     stream = _iterating(chucky.client.Chucky.stream)
+    list_sessions = _waiting(chucky.client.Chucky.list_sessions)
 
     create_session = _opening(chucky.client.Chucky.create_session)
+    resume_session = _opening(chucky.client.Chucky.resume_session)
 
     def close(self) -> None:
         """Close every session that is still open. May be called more than once."""

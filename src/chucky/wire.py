@@ -13,7 +13,7 @@ The functions that make frames return the text to send.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, TypeVar
@@ -27,7 +27,12 @@ INTERRUPT = "interrupt"  # the client may send control `interrupt` during a turn
 ERROR_FRAMES = "error_frames"  # the server may send `error` frames between turns
 RESULT_DETAILS = "result_details"  # results carry `error`, `model`, `stop_reason`, `turn_cost_usd`
 REPLAY = "replay"  # messages are numbered, and a lost connection can be taken up again
-CAPABILITIES = (INTERRUPT, ERROR_FRAMES, RESULT_DETAILS, REPLAY)
+SESSIONS = "sessions"  # the client may send control `list_sessions` and `history`
+CAPABILITIES = (INTERRUPT, ERROR_FRAMES, RESULT_DETAILS, REPLAY, SESSIONS)
+
+# The questions of `sessions`; each is answered by a control frame of the same name.
+LIST_SESSIONS = "list_sessions"
+HISTORY = "history"
 
 # Bounds the memory one frame may take in a client. Images and long tool results make frames of
 # several MiB.
@@ -83,7 +88,7 @@ class UserInput:
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """``ready``, ``session_info``, ``close``, ``end_input``, ``interrupt``."""
+    """``ready``, ``session_info``, ``close``, ``end_input``, ``interrupt``, questions, answers."""
 
     action: str
     data: dict[str, Any]
@@ -190,6 +195,21 @@ def control_frame(action: str, data: Mapping[str, Any] | None = None) -> str:
     return _encode({"type": "control", "payload": payload})
 
 
+def history_frame(request_id: str, messages: Iterable[str], next_seq: int | None) -> str:
+    """Make the ``control`` frame that answers ``history``.
+
+    Args:
+        request_id: The question.
+        messages: The messages, each as JSON text already.
+        next_seq: Behind which event there are more; None if these are the last.
+    """
+    data = f'"requestId":{_encode(request_id)},"next":{_encode(next_seq)}'
+    return (
+        f'{{"type":"control","payload":{{"action":"{HISTORY}",'
+        f'"data":{{{data},"messages":[{",".join(messages)}]}}}}}}'
+    )
+
+
 def ping_frame(timestamp_ms: int) -> str:
     """Make a ``ping`` frame; ``timestamp_ms`` is milliseconds since 1970."""
     return _encode({"type": "ping", "payload": {"timestamp": timestamp_ms}})
@@ -224,10 +244,20 @@ def error_frame(
     details: Mapping[str, Any] | None = None,
 ) -> str:
     """Make an ``error`` frame."""
-    payload: dict[str, Any] = {"message": message, "code": code}
-    if reason is not None:
-        payload["details"] = {**(details or {}), "reason": reason}
+    payload = error_payload(message, code=code, reason=reason, details=details)
     return _encode({"type": "error", "payload": payload})
+
+
+def error_payload(
+    message: str,
+    *,
+    code: str,
+    reason: str | None = None,
+    details: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Make what says in a frame what went wrong."""
+    more = {} if reason is None else {"details": {**(details or {}), "reason": reason}}
+    return {"message": message, "code": code, **more}
 
 
 def message_text(message: Mapping[str, Any]) -> str:

@@ -287,13 +287,6 @@ def test_what_is_about_one_conversation_is_refused_for_a_client(option: str) -> 
         Chucky("a-token", url=URL, **given)
 
 
-def test_a_fork_needs_the_session_to_fork() -> None:
-    with pytest.raises(ValidationError, match="fork_session needs the session to fork"):
-        Chucky("a-token", url=URL).create_session(fork_session=True)
-    with pytest.raises(ValidationError, match="resume must not be empty"):
-        Chucky("a-token", url=URL).create_session(resume="")
-
-
 async def test_an_option_that_does_not_exist_is_a_type_error() -> None:
     unknown: Any = {"max_turn": 3}
     client = Chucky("a-token", url=URL)

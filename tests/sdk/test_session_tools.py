@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from chucky import Message, SessionError, create_mcp_server, tool
-from chucky.session import MAX_RUNNING_TOOLS
+from chucky.toolrunner import MAX_RUNNING_TOOLS
 
 if TYPE_CHECKING:
     from tests.sdk.conftest import Frame, Peer, StartServer

@@ -21,6 +21,7 @@ from chucky.cli import (
     projects,
     prompt,
     serve,
+    sessions,
     token,
     usage,
     verify,
@@ -76,6 +77,7 @@ def root(
 
 app.command("serve")(serve.serve)
 app.add_typer(projects.app, name="projects")
+app.add_typer(sessions.app, name="sessions")
 app.command("migrate")(migrate.migrate)
 app.command("token")(token.token)
 app.command("prompt")(prompt.prompt)

@@ -43,12 +43,14 @@ from chucky.server.model.providers import Providers
 from chucky.server.policy import ProjectPolicy
 from chucky.server.projects import Project, ProjectDirectory
 from chucky.server.provider import OFFLINE_NOTICE, opening_provider
+from chucky.server.sessions import inquiries
 from chucky.server.sessions.archive import Archive
 from chucky.server.sessions.host import Host
 from chucky.server.sessions.log import Past
 from chucky.server.sessions.mailbox import Outbox
 from chucky.server.sessions.past import Resumption
 from chucky.server.sessions.registry import Registry
+from chucky.server.sessions.retention import Retention
 from chucky.server.sessions.session import Limits, Session
 from chucky.server.sessions.turn import TurnPayer
 from chucky.server.settings import Settings
@@ -133,9 +135,9 @@ async def _open_archive(
     """Open the sessions that are kept, and end the turns of a server that died."""
     if not settings.session_log or ledger is None:
         return None
-    reader = await asyncio.to_thread(open_sessions, settings)
-    stack.callback(reader.close)
-    archive = Archive(reader, ledger)
+    kept = await asyncio.to_thread(open_sessions, settings)
+    stack.callback(kept.close)
+    archive = Archive(kept, ledger)
     if ended := await archive.recover():
         logger.warning("%d turns of a server that died were ended", ended)
     return archive
@@ -174,6 +176,11 @@ class Service:
         self._settings = settings
         self._ledger = ledger
         self._archive = archive
+        self._retention: Retention | None = None
+        if archive is not None:
+            self._retention = Retention(
+                archive.kept, self._retention_days, lambda: milliseconds(clock())
+            )
         self._directory = directory
         self._providers = providers
         self._provider = provider
@@ -212,6 +219,8 @@ class Service:
 
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         keeping = [asyncio.create_task(self._directory.run())]
+        if self._retention is not None:
+            keeping.append(asyncio.create_task(self._retention.run()))
         if self._ledger is not None:
             keeping.append(asyncio.create_task(self._ledger.run()))
         needed = {serving, *keeping}
@@ -236,6 +245,7 @@ class Service:
             admit=self._admit,
             recall=self._recall,
             complete=self._complete,
+            inquire=functools.partial(inquiries.answer, self._archive),
         )
         edge = WebSocketEdge(
             doorkeeper,
@@ -279,19 +289,21 @@ class Service:
     async def _complete(self, session_id: str, after_seq: int) -> list[tuple[int, str]]:
         return [] if self._archive is None else await self._archive.complete(session_id, after_seq)
 
-    async def _recall(self, identity: Identity, asked: Resumption) -> Past:
+    async def _recall(self, session: Session, asked: Resumption) -> Past:
         if self._archive is None:
-            raise ValidationError(
-                "This server keeps no sessions (its setting 'session_log' is off).",
-                reason="session_log_off",
-            )
-        return await self._archive.recall(identity, asked, self._registry.take_over)
+            raise inquiries.session_log_off()
+
+        async def take_over(session_id: str) -> None:
+            await self._registry.take_over(session.identity, session_id)
+            session.session_id = session_id  # whoever resumes it next finds it here
+
+        return await self._archive.recall(session.identity, asked, take_over)
 
     def _open_payer(
         self, session: Session, turn_id: str, end_turn: Callable[[ChuckyError], None]
     ) -> TurnPayer:
         if self._ledger is None or not self._settings.ledger:
-            return payer.FreePayer(self._ledger)
+            return payer.FreePayer(self._ledger, session.session_id)
         identity = session.identity
         return payer.TurnPayer(
             self._ledger,
@@ -305,6 +317,13 @@ class Service:
         # Without its project nothing is allowed, whatever the token said when it was judged.
         project = self._directory.lookup(identity.project_id)
         return ProjectPolicy(is_damaged=True) if project is None else project.policy
+
+    def _retention_days(self) -> dict[str, int]:
+        return {
+            project.project_id: project.policy.retention_days
+            for project in self._directory
+            if project.policy.retention_days is not None
+        }
 
     async def _usage(self, identity: Identity) -> dict[str, Any]:
         if self._ledger is None or not self._settings.ledger:

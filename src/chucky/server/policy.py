@@ -12,6 +12,7 @@ A JSON object with any of
                       "compute": seconds, "window": …, "windowStart"?: …}``, as in tokens; one of
                       ``ai`` and ``compute`` may be left out. All of them hold
 ``maxBudgetUsd``      what one session may spend at most, in dollars
+``retentionDays``     for how many days after anything happened in it a session is kept
 ``maxSessions``       how many sessions may be open at once in each server process;
                       ``maxSessionsPerUser`` the same for each user
 ``maxTurnsPerMinute`` how many turns may begin in a minute; ``maxTurnsPerUserPerMinute`` the same
@@ -40,7 +41,15 @@ _COUNTS = (
     "maxTurnsPerMinute",
     "maxTurnsPerUserPerMinute",
 )
-_OTHERS = ("maxThinkingTokens", "betas", "locked", "budgets", "maxBudgetUsd", *_COUNTS)
+_OTHERS = (
+    "maxThinkingTokens",
+    "betas",
+    "locked",
+    "budgets",
+    "maxBudgetUsd",
+    "retentionDays",
+    *_COUNTS,
+)
 MAX_BUDGETS = 8
 
 _NANOS_PER_DOLLAR = 1_000_000_000
@@ -107,6 +116,8 @@ class ProjectPolicy:
         max_user_sessions: The same for each user.
         max_turns_per_minute: How many turns may begin in a minute; None for any number.
         max_user_turns_per_minute: The same for each user.
+        retention_days: For how many days after anything happened in it a session is kept; None
+            for ever.
         is_damaged: Whether what is stored cannot be understood, so that nothing may be allowed.
     """
 
@@ -120,6 +131,7 @@ class ProjectPolicy:
     max_user_sessions: int | None = None
     max_turns_per_minute: int | None = None
     max_user_turns_per_minute: int | None = None
+    retention_days: int | None = None
     is_damaged: bool = False
 
 
@@ -160,6 +172,7 @@ def _policy(entries: Any) -> ProjectPolicy:
         max_user_sessions=_count(entries, "maxSessionsPerUser"),
         max_turns_per_minute=_count(entries, "maxTurnsPerMinute"),
         max_user_turns_per_minute=_count(entries, "maxTurnsPerUserPerMinute"),
+        retention_days=_count(entries, "retentionDays"),
     )
 
 

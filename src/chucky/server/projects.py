@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -144,6 +144,10 @@ class ProjectDirectory:
     def lookup(self, project_id: str) -> Project | None:
         """Return the project with this id, also a disabled one, or ``None``."""
         return self._projects.get(project_id)
+
+    def __iter__(self) -> Iterator[Project]:
+        """All projects, the disabled ones too."""
+        return iter(self._projects.values())
 
     def on_change(self, callback: Callable[[], None]) -> None:
         """Have ``callback`` called after every change of what :meth:`lookup` answers.

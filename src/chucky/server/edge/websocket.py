@@ -50,13 +50,15 @@ class Doorkeeper:
         admit: Decides on the options a client asks for.
         recall: Finds the session that a grant goes on with, or makes a new one; raises ChuckyError.
         complete: Reads messages that only a session's log has.
+        inquire: Makes the frame that answers a question about sessions; raises FrameError.
     """
 
     authenticate: Callable[[str], Awaitable[Identity]]
     open_session: Callable[[Identity, Outbox], Session]
     admit: Callable[[Identity, Mapping[str, Any]], Grant | ChuckyError]
-    recall: Callable[[Identity, Resumption], Awaitable[Past]]
+    recall: Callable[[Session, Resumption], Awaitable[Past]]
     complete: Callable[[str, int], Awaitable[list[tuple[int, str]]]]
+    inquire: Callable[[Session, wire.Control], Awaitable[str]]
 
 
 class WebSocketEdge:
@@ -291,6 +293,10 @@ class _Socket:
                 await self.send(wire.pong_frame(timestamp))
             case wire.Control(action="interrupt") if session.named(wire.INTERRUPT):
                 session.interrupt()
+            case wire.Control(action=wire.LIST_SESSIONS | wire.HISTORY) if session.named(
+                wire.SESSIONS
+            ):
+                await self.send(await self._doorkeeper.inquire(session, frame))
             case wire.Control() | wire.Unknown():
                 logger.info("session %s: ignored %.100r", session.session_id, frame)
 
@@ -307,10 +313,10 @@ class _Socket:
             self._following = self._tasks.create_task(self._follow(running))
         if after is None or not session.can_be_taken_up:
             return
-        if taken_up is None:
-            await session.replay(self, after, self._doorkeeper.complete)
-        else:
+        if taken_up is not None:
             await session.take_up(self.identity, self, after, self._doorkeeper.complete)
+        elif not session.is_new:
+            await session.replay(self, after, self._doorkeeper.complete)
 
     def _taken_up(self, options: Mapping[str, Any]) -> Running | None:
         """The session that this connection goes on with, if it still runs."""
@@ -328,12 +334,23 @@ class _Socket:
         if isinstance(grant, Grant):
             try:
                 if grant.resumption is not None:
-                    past = await self._doorkeeper.recall(self.identity, grant.resumption)
+                    past = await self._recalled(grant.resumption, options)
                 self._registry.check_room(self.identity)
             except ChuckyError as error:
                 grant = error
         await session.begin(grant, capabilities, past)
         return self._host.start(session)
+
+    async def _recalled(self, asked: Resumption, options: Mapping[str, Any]) -> Past | None:
+        """The session to go on with; None where its server died before anything of it was kept."""
+        try:
+            past = await self._doorkeeper.recall(self._session, asked)
+        except SessionError as error:
+            if error.reason == "session_not_found" and _may_be_unknown(options):
+                return None
+            raise
+        after = _last_seen(options)
+        return past if after is None else past.numbered_after(after.seq)
 
     async def _stop(self, error: ChuckyError) -> None:
         """Let a running turn end with ``error`` as its result, then close."""
@@ -387,6 +404,12 @@ def _last_seen(options: Mapping[str, Any]) -> Position | None:
         case {"seq": int(seq), "delta": int(delta)} if seq >= 0 and delta >= 0:
             return Position(seq, delta)
     raise wire.FrameError("init.lastSeen", "must have the numbers 'seq' and 'delta'")
+
+
+def _may_be_unknown(options: Mapping[str, Any]) -> bool:
+    """Whether a client that comes back has no result yet, so that nothing may have been kept."""
+    seen = options.get("lastSeen")
+    return isinstance(seen, dict) and seen.get("mayBeUnknown") is True
 
 
 async def _receive(websocket: WebSocket) -> str | bytes:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,6 +20,7 @@ from chucky.server.ledger.accounts import Holder, Standing
 from chucky.server.ledger.booking import Group, book
 from chucky.server.ledger.operations import (
     Adjust,
+    Also,
     Beat,
     Busy,
     Checkpoint,
@@ -45,6 +46,8 @@ _LINE_RETRY_SECONDS = 0.5
 # What has to be written is tried again with these pauses, for as long as the process lives.
 _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 5.0
+# How long somebody waits for what others had to write.
+_WRITTEN_SECONDS = 10.0
 _MOST_GROUPS_AT_ONCE = 256
 _MOST_GROUPS_WAITING = 50_000
 
@@ -100,6 +103,7 @@ class Ledger:
         self._is_overdue = asyncio.Event()
         self._lines: dict[tuple[str, str], _Line] = {}
         self._given_back = asyncio.Event()
+        self._posted: defaultdict[str, set[asyncio.Future[list[Outcome]]]] = defaultdict(set)
         self._watched: dict[str, Callable[[], Checkpoint | None]] = {}
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="chucky-ledger")
 
@@ -173,7 +177,39 @@ class Ledger:
         Returns:
             Their outcomes, once they are written.
         """
-        return self._request(operations, must_happen=True).done
+        done = self._request(operations, must_happen=True).done
+        for each in operations:
+            if isinstance(each, Also) and each.about:
+                self._remember(each.about, done)
+        return done
+
+    def _remember(self, about: str, done: asyncio.Future[list[Outcome]]) -> None:
+        def forget(_done: object) -> None:
+            self._posted[about].discard(done)
+            if not self._posted[about]:
+                del self._posted[about]
+
+        self._posted[about].add(done)
+        done.add_done_callback(forget)
+
+    async def written(self, about: str) -> None:
+        """Wait until everything is written that was posted about something.
+
+        Raises:
+            ChuckyError: It was not in time; it will be.
+        """
+        await asyncio.sleep(0)  # what happened in this moment is posted at its end
+        posted = self._posted.get(about)
+        if not posted:
+            return
+        _, unwritten = await asyncio.wait(set(posted), timeout=_WRITTEN_SECONDS)
+        if unwritten:
+            raise ChuckyError(
+                "What happened before cannot be written at the moment; it will be. Try again; the "
+                "server's log says why.",
+                code="STORE_ERROR",
+                reason="ledger_unavailable",
+            )
 
     def has_line(self, holder: Holder) -> bool:
         """Whether others of this user wait for money, and would be passed by who does not."""

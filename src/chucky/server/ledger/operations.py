@@ -164,9 +164,11 @@ class Also:
 
     Attributes:
         write: Writes it, in the ledger's thread; is told the outcomes of its group so far.
+        about: What it is about, for those who wait until all about that is written.
     """
 
     write: Callable[[Any, Sequence[Outcome]], None]
+    about: str = ""
 
 
 Operation = Reserve | Extend | Settle | Void | Look | Adjust | Reanchor | Beat | Sweep | Also

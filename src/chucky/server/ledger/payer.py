@@ -238,22 +238,32 @@ class TurnPayer:
         """
         self.end()
         last: list[Operation] = [*self._take_due()]
-        booked: list[Outcome] = []
+        booked: list[Outcome] | None = None
         has_given_up = False
 
         def write(transaction: Any, outcomes: Sequence[Outcome]) -> None:
             if finish is not None and not has_given_up:
-                finish(_bill([*booked, *outcomes]))(transaction)
+                finish(self._bill(booked, outcomes))(transaction)
 
         try:
             try:
-                booked += await self._written(list(self._settlements))
+                booked = await self._written(list(self._settlements))
             finally:
-                posted = self._ledger.post(*last, Also(write))
+                # Also for a client that leaves meanwhile: its turn ends all the same.
+                posted = self._ledger.post(*last, Also(write, self._holder.session_id))
             return _bill([*booked, *await self._written([posted])])
         except ChuckyError:
             has_given_up = True
             raise
+
+    def _bill(self, booked: list[Outcome] | None, last: Sequence[Outcome]) -> Bill:
+        """The bill; what is known of it where not all of it is, for then there must be one too."""
+        try:
+            if booked is not None:
+                return _bill([*booked, *last])
+        except ChuckyError:
+            pass  # whoever waits is told
+        return Bill(self.charged_nanos)
 
     async def _written(self, posted: Sequence[asyncio.Future[list[Outcome]]]) -> list[Outcome]:
         if not posted:
@@ -313,10 +323,12 @@ class FreePayer:
 
     Attributes:
         ledger: Writes what is to be written at the end of a turn, though nothing is booked.
+        session_id: Whose turn it is.
         charged_nanos: What was spent.
     """
 
     ledger: Ledger | None = None
+    session_id: str = ""
     charged_nanos: int = 0
 
     async def reserve(self, quote: Quote, *, is_final: bool) -> Payment | None:
@@ -343,7 +355,9 @@ class FreePayer:
         """Say what was spent, after having ``finish`` written."""
         bill = Bill(self.charged_nanos)
         if finish is not None and self.ledger is not None:
-            await self.ledger.post(Also(lambda transaction, _: finish(bill)(transaction)))
+            await self.ledger.post(
+                Also(lambda transaction, _: finish(bill)(transaction), self.session_id)
+            )
         return bill
 
 

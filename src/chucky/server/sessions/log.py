@@ -1,6 +1,7 @@
 """The log of a session: everything a client saw and everything the model knows, in order.
 
-Events are numbered from 1 in each session and are never changed. There are three kinds:
+Events are numbered from 1 in each session, with a gap after a crash, and are never changed. There
+are three kinds:
 
 ``input``    a message of the user: its ``content`` and, if it has one, its ``uuid``
 ``message``  a message of the agent, as a client gets it
@@ -13,11 +14,16 @@ reserves and settles.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 Kind = Literal["input", "message", "context"]
+
+# A process that dies may have sent messages, fewer than this, that it had yet to write. Their
+# numbers are not given out again, so that a client that has them gets what happens later.
+LOST_NUMBERS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +80,17 @@ class SessionRecord:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What changes in a session's record when events are appended.
+    """What a session's record says after events were appended.
 
     Attributes:
-        turn_id: The turn that runs from now on; ``''`` for none, None for the one that did.
+        turn_id: The turn that runs then; ``''`` for none.
         turn_form: The form of its messages.
         turns: How many turns have ended with these events.
         calls: How many answers of the model are in them.
         spent_nanos: What they cost.
     """
 
-    turn_id: str | None = None
+    turn_id: str = ""
     turn_form: str = ""
     turns: int = 0
     calls: int = 0
@@ -97,15 +103,23 @@ class LogTransaction(Protocol):
     def append_events(
         self, session: SessionRecord, events: Sequence[Event], progress: Progress
     ) -> None:
-        """Write events, and the session itself if these are its first."""
+        """Write events, and the session itself if these are its first.
+
+        Events that were written before are left alone, and nothing happens if the last one was.
+        Those of a session that was deleted are not kept.
+        """
+        ...
+
+    def turn_cost(self, session: SessionRecord) -> tuple[int, int]:
+        """How often the model was paid for in the turn that a session's record says to run.
+
+        Returns:
+            The number of calls that the ledger has booked, and what they cost in nano-dollars.
+        """
         ...
 
     def fork_session(self, copy: SessionRecord, original_id: str) -> None:
         """Write a session that begins with the events of another, up to the copy's last one."""
-        ...
-
-    def delete_session(self, session_id: str) -> None:
-        """Delete a session and all that was said in it; what it cost stays in the ledger."""
         ...
 
 
@@ -124,6 +138,16 @@ class LogReader(Protocol):
         """Read a session's events behind one of them, in order."""
         ...
 
+    def messages(
+        self, session_id: str, after_seq: int, most: int, most_characters: int
+    ) -> list[Event]:
+        """Read what was said in a session behind one of its events: inputs and messages.
+
+        Returns:
+            So many of them, and no more after those that have so many characters together.
+        """
+        ...
+
     def sessions(self, project_id: str, user_id: str | None, most: int) -> list[SessionRecord]:
         """Read the sessions of a user or of all users, the latest first."""
         ...
@@ -134,6 +158,8 @@ class LogReader(Protocol):
 
 
 Write = Callable[[LogTransaction], None]
+Post = Callable[[str, Write], "asyncio.Future[Any]"]
+"""Has something about the session with an id written with the next commit; done when it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,29 +170,41 @@ class Past:
         session: What is kept about it.
         steps: How the conversation that its engine knows came about.
         inputs: The uuids of the messages its user has sent.
+        message_count: How many messages these were, with those that have no uuid.
     """
 
     session: SessionRecord
     steps: Sequence[dict[str, Any]] = ()
     inputs: Sequence[str] = ()
+    message_count: int = 0
+
+    def numbered_after(self, seq: int) -> Past:
+        """The same, with new events numbered behind what a client has that a dead process sent."""
+        last_seq = max(self.session.last_seq, min(seq, self.session.last_seq + LOST_NUMBERS))
+        return replace(self, session=replace(self.session, last_seq=last_seq))
 
 
 class SessionLog:
-    """The log of an open session, as it grows."""
+    """The log of an open session, as it grows.
 
-    def __init__(self, session: SessionRecord, post: Callable[[Write], object]) -> None:
+    What is not known to be written is written again with whatever comes after it: a database that
+    fails for a while leaves no gap, and in whatever order it catches up, nothing comes out of turn.
+    """
+
+    def __init__(self, session: SessionRecord, post: Post) -> None:
         """Go on with a log.
 
         Args:
             session: Whose log it is, with the number of its last event.
-            post: Has something written with the next commit.
+            post: Has something written.
         """
         self._session = session
         self._post = post
         self._last_seq = session.last_seq
+        self._posted_seq = session.last_seq
         self._turn_id = ""
-        self._events: list[Event] = []
-        self._progress = Progress()
+        self._turn_form = ""
+        self._unwritten: deque[Event] = deque()
         self._is_due = False
 
     @property
@@ -181,58 +219,93 @@ class SessionLog:
             Its number.
         """
         event = Event(self._next_seq(), kind, self._turn_id, body)
-        self._events.append(event)
-        self._schedule()
+        self._unwritten.append(event)
+        if not self._is_due:
+            self._is_due = True
+            asyncio.get_running_loop().call_soon(self._flush)
         return event.seq
 
     def _next_seq(self) -> int:
         self._last_seq += 1
         return self._last_seq
 
-    def begin_turn(self, turn_id: str, form: str) -> None:
-        """Say that a turn runs."""
-        self._turn_id = turn_id
-        self._progress = Progress(turn_id, form)
-        self._schedule()
+    def begin_turn(self, turn_id: str, form: str, user_input: str) -> None:
+        """Say that a turn runs.
+
+        Args:
+            turn_id: Its id.
+            form: The form of its messages.
+            user_input: The message it answers, as JSON text.
+        """
+        self._turn_id, self._turn_form = turn_id, form
+        self.append("input", user_input)
 
     @property
     def runs_turn(self) -> bool:
         """Whether a turn has begun and not ended."""
         return bool(self._turn_id)
 
-    def end_turn(self) -> tuple[int, Callable[[str, int, int], Write]]:
-        """End the turn that runs.
-
-        Returns:
-            The number of its result, and what makes, of the result as JSON text, of how often the
-            model answered and of what that cost in nano-dollars, what is to be written; that may
-            be called in any thread.
-        """
-        events, seq, turn_id = self._take_events(), self._next_seq(), self._turn_id
-        self._turn_id = ""
-
-        def ending(result: str, calls: int, spent_nanos: int) -> Write:
-            last = Event(seq, "message", turn_id, result)
-            return self._writing([*events, last], Progress("", "", 1, calls, spent_nanos))
-
-        return seq, ending
-
-    def _schedule(self) -> None:
-        if not self._is_due:
-            self._is_due = True
-            asyncio.get_running_loop().call_soon(self._flush)
+    def end_turn(self) -> Ending:
+        """End the turn that runs."""
+        ending = Ending(self, tuple(self._unwritten), self._next_seq(), self._turn_id)
+        self._posted_seq = ending.seq
+        self._turn_id = self._turn_form = ""
+        return ending
 
     def _flush(self) -> None:
         self._is_due = False
-        progress, self._progress = self._progress, Progress()
-        self._post(self._writing(self._take_events(), progress))
+        if not self._unwritten or self._unwritten[-1].seq <= self._posted_seq:
+            return
+        events = tuple(self._unwritten)
+        self._posted_seq = events[-1].seq
+        progress = Progress(self._turn_id, self._turn_form)
+        self.post(self.writing(events, progress), self._posted_seq)
 
-    def _take_events(self) -> list[Event]:
-        events, self._events = self._events, []
-        return events
+    def writing(self, events: Sequence[Event], progress: Progress) -> Write:
+        """What writes events of this log."""
 
-    def _writing(self, events: Sequence[Event], progress: Progress) -> Write:
         def write(transaction: LogTransaction) -> None:
             transaction.append_events(self._session, events, progress)
 
         return write
+
+    def post(self, write: Write, last_seq: int) -> None:
+        """Have events written, up to the one with this number."""
+        written = self._post(self._session.session_id, write)
+        written.add_done_callback(lambda _written: self.note_written(last_seq))
+
+    def note_written(self, last_seq: int) -> None:
+        """Note that everything up to an event is written."""
+        while self._unwritten and self._unwritten[0].seq <= last_seq:
+            self._unwritten.popleft()
+
+
+class Ending:
+    """The end of a turn, on its way into the log."""
+
+    def __init__(self, log: SessionLog, events: Sequence[Event], seq: int, turn_id: str) -> None:
+        """Take what is to be written before the result, and the number and turn of that."""
+        self.seq = seq
+        self._log = log
+        self._events = events
+        self._turn_id = turn_id
+
+    def writing(self, result: str, calls: int, spent_nanos: int) -> Write:
+        """What writes the end of the turn. May be called in any thread.
+
+        Args:
+            result: The result, as JSON text.
+            calls: How often the model answered.
+            spent_nanos: What that cost, in nano-dollars.
+        """
+        last = Event(self.seq, "message", self._turn_id, result)
+        progress = Progress(turns=1, calls=calls, spent_nanos=spent_nanos)
+        return self._log.writing([*self._events, last], progress)
+
+    def post(self, write: Write) -> None:
+        """Have it written as soon as the database lets it."""
+        self._log.post(write, self.seq)
+
+    def note_written(self) -> None:
+        """Note that it is written."""
+        self._log.note_written(self.seq)

@@ -42,10 +42,13 @@ def find(reader: LogReader, identity: Identity, asked: Resumption) -> SessionRec
         identity.project_id,
         identity.user_id,
     ):
-        which = "to continue" if asked.session_id is None else f"{asked.session_id[:64]!r}"
+        missing = (
+            "to continue; leave out 'continue'"
+            if asked.session_id is None
+            else f"{asked.session_id[:64]!r}; leave out 'resume'"
+        )
         raise SessionError(
-            f"There is no session {which}; leave out 'resume' to begin one.",
-            reason="session_not_found",
+            f"There is no session {missing} to begin one.", reason="session_not_found"
         )
     return found
 
@@ -72,17 +75,12 @@ def recall(reader: LogReader, session: SessionRecord, asked: Resumption) -> Past
             created_ms=0,
         )
     session = replace(session, last_seq=last_seq)
-    return Past(session, tuple(_steps(events)), tuple(_inputs(events)))
+    inputs = [json.loads(event.body).get("uuid") for event in events if event.kind == "input"]
+    return Past(session, tuple(_steps(events)), tuple(filter(None, inputs)), len(inputs))
 
 
 def _steps(events: Iterable[Event]) -> Iterable[dict[str, Any]]:
     return (json.loads(event.body) for event in events if event.kind == "context")
-
-
-def _inputs(events: Iterable[Event]) -> Iterable[str]:
-    for event in events:
-        if event.kind == "input" and (name := json.loads(event.body).get("uuid")):
-            yield name
 
 
 def _seq_of(events: Sequence[Event], uuid_: str) -> int:

@@ -130,17 +130,34 @@ class Registry:
             gone.set()
 
     async def take_over(self, identity: Identity, session_id: str) -> None:
-        """End a session of this user that is open on another connection, and wait until it has."""
-        for attached in self.of_user(identity):
-            if attached.session_id == session_id:
-                gone = self._gone.setdefault(attached, asyncio.Event())
-                attached.stop(
-                    SessionError(
-                        "The session goes on on another connection.", reason="session_taken_over"
+        """End a session of this user that is open on another connection, and wait until it has.
+
+        Raises:
+            SessionError: It does not end in time.
+        """
+        try:
+            async with asyncio.timeout(TAKE_OVER_SECONDS):
+                # Again when others have waited for the same: it is now one of theirs.
+                while (attached := self._find(identity, session_id)) is not None:
+                    gone = self._gone.setdefault(attached, asyncio.Event())
+                    attached.stop(
+                        SessionError(
+                            "The session goes on on another connection.",
+                            reason="session_taken_over",
+                        )
                     )
-                )
-                async with asyncio.timeout(TAKE_OVER_SECONDS):
                     await gone.wait()
+        except TimeoutError:
+            raise SessionError(
+                "The session does not end on the connection where it is open; try again in a "
+                "moment.",
+                reason="session_busy",
+            ) from None
+
+    def _find(self, identity: Identity, session_id: str) -> Attached | None:
+        return next(
+            (each for each in self.of_user(identity) if each.session_id == session_id), None
+        )
 
     async def wait_empty(self) -> None:
         """Wait until no session is open."""

@@ -18,14 +18,12 @@ from chucky.errors import ChuckyError
 from chucky.server.admission import Grant
 from chucky.server.auth import Identity
 from chucky.server.engines.base import Answer, Content, Conversation, Engine, SessionSpec
-from chucky.server.ledger.accounts import Bill, amounts, warned_percent
-from chucky.server.ledger.accounts import details as standing_details
+from chucky.server.ledger.accounts import Bill, amounts
 from chucky.server.ledger.windows import iso_time
-from chucky.server.model.payment import CutShortError
-from chucky.server.model.pricing import nanos_to_dollars
 from chucky.server.sessions.content import checked_content
-from chucky.server.sessions.log import Past, SessionLog, SessionRecord, Write
+from chucky.server.sessions.log import Past, Post, SessionLog, SessionRecord, Write
 from chucky.server.sessions.mailbox import Complete, Mailbox, Outbox, Position
+from chucky.server.sessions.results import result_message
 from chucky.server.sessions.toolcalls import ToolCalls
 from chucky.server.sessions.turn import RunningTurn, TurnPayer
 
@@ -61,7 +59,7 @@ class Session:
         limits: Limits,
         recheck: Callable[[Identity], None],
         open_payer: Callable[[Session, str, Callable[[ChuckyError], None]], TurnPayer],
-        post: Callable[[Write], object] | None = None,
+        post: Post | None = None,
     ) -> None:
         """Make a session; :meth:`begin` decides what it may do.
 
@@ -73,7 +71,7 @@ class Session:
             recheck: Raises AuthenticationError once an identity is no longer good.
             open_payer: Makes the payer of a turn of this session, of the turn's id and of what ends
                 the turn when its compute is used up.
-            post: Has something written in the store with the next commit; None keeps no log.
+            post: Has something written in the store; None keeps no log.
         """
         self.session_id = str(uuid.uuid4())
         self.identity = identity
@@ -108,6 +106,11 @@ class Session:
         return self._grant if isinstance(self._grant, Grant) else None
 
     @property
+    def refusal(self) -> ChuckyError | None:
+        """Why it may do nothing; None before that is settled, and where it may do something."""
+        return self._grant if isinstance(self._grant, ChuckyError) else None
+
+    @property
     def begun(self) -> bool:
         """Whether the session's options are settled."""
         return self._grant is not None
@@ -137,6 +140,9 @@ class Session:
         self._capabilities = capabilities
         self._grant = grant
         if isinstance(grant, ChuckyError):
+            if self.named(wire.SESSIONS):  # it may ask for more than turns
+                refused = {"state": "refused", "capabilities": list(wire.CAPABILITIES)}
+                await self._mailbox.send(wire.control_frame("session_info", refused))
             return
         past = past or Past(SessionRecord(self.session_id, *_owner(self.identity)))
         self._recall(past, grant)
@@ -144,7 +150,7 @@ class Session:
         self._info = {
             "sessionId": self.session_id,
             "state": "ready",
-            "messageCount": len(past.inputs),
+            "messageCount": past.message_count,
             **_times(past.session),
             "model": grant.model.id,
             "tools": [tool.visible_name for tool in grant.tools],
@@ -165,6 +171,11 @@ class Session:
     def can_be_taken_up(self) -> bool:
         """Whether a lost connection does not end a running turn: the client may come back."""
         return self.named(wire.REPLAY) and self._log is not None
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing has happened in it yet."""
+        return self._log is not None and self._log.last_seq == 0
 
     def detach(self, outbox: Outbox) -> None:
         """Go on without this connection."""
@@ -225,9 +236,6 @@ class Session:
                 reason="too_many_inputs",
             )
         self._inputs.append(user_input)
-        if self._log is not None:
-            said = {"uuid": user_input.uuid, "content": user_input.content}
-            self._log.append("input", json.dumps(said, separators=(",", ":")))
         self._idle.clear()
         self._arrived.set()
 
@@ -265,7 +273,7 @@ class Session:
         user_input = self._inputs.popleft()
         turn = self._turn = RunningTurn(
             self.session_id,
-            user_input.form,
+            user_input,
             self._mailbox,
             self._tool_calls,
             self._open_payer,
@@ -284,26 +292,33 @@ class Session:
     async def _end_turn(self, turn: RunningTurn, outcome: Answer | ChuckyError) -> None:
         """Have the result written together with the last of what the turn cost, and send it."""
         result: dict[str, Any] | None = None
-        seq, ending = (None, None) if self._log is None else self._log.end_turn()
+        ids = turn.addressed({})
+        ending = None if self._log is None else self._log.end_turn()
 
         def finish(bill: Bill) -> Write:
             nonlocal result
-            result = turn.addressed(self._result(turn, outcome, bill))
+            # One that is written again, because nobody knows whether it was, is the same.
+            result = result or {**self._result(turn, outcome, bill), **ids}
             assert ending is not None
-            return ending(wire.message_text(result), turn.meter.calls, bill.ai_nanos)
+            return ending.writing(wire.message_text(result), turn.meter.calls, bill.ai_nanos)
 
         try:
             bill = await turn.payer.close(None if ending is None else finish)
         except ChuckyError as error:
             logger.error("session %s: %s", self.session_id, error)
             outcome = outcome if isinstance(outcome, ChuckyError) else error
-            bill = Bill(turn.payer.charged_nanos)
+            bill, result = Bill(turn.payer.charged_nanos), None
             if ending is not None:
-                self._post_now(finish(bill))
+                ending.post(finish(bill))
+        else:
+            if ending is not None:
+                ending.note_written()
         self._log_warnings(bill)
-        result = result or turn.addressed(self._result(turn, outcome, bill))
+        if result is None:
+            result = {**self._result(turn, outcome, bill), **ids}
         self._calls += turn.meter.calls
         self._spent_nanos += bill.ai_nanos
+        seq = None if ending is None else ending.seq
         await turn.send(result, wire.message_text(result), seq)
 
     def _abandon(self, turn: RunningTurn) -> None:
@@ -315,11 +330,8 @@ class Session:
         )
         bill = Bill(turn.payer.charged_nanos)
         result = wire.message_text(turn.addressed(self._result(turn, why, bill)))
-        self._post_now(self._log.end_turn()[1](result, turn.meter.calls, bill.ai_nanos))
-
-    def _post_now(self, write: Write) -> None:
-        if self._post is not None:
-            self._post(write)
+        ending = self._log.end_turn()
+        ending.post(ending.writing(result, turn.meter.calls, bill.ai_nanos))
 
     async def _outcome(self, turn: RunningTurn, content: Content) -> Answer | ChuckyError:
         try:
@@ -386,65 +398,16 @@ class Session:
     def _result(
         self, turn: RunningTurn, outcome: Answer | ChuckyError, bill: Bill
     ) -> dict[str, Any]:
-        usage = turn.meter.usage
-        result: dict[str, Any] = {
-            "type": "result",
-            "subtype": _subtype(outcome),
-            "is_error": isinstance(outcome, ChuckyError),
-            "duration_ms": turn.duration_ms,
-            "duration_api_ms": turn.meter.api_ms,
-            "num_turns": self._calls + turn.meter.calls,
-            "result": _text(outcome),
-            "total_cost_usd": nanos_to_dollars(self._spent_nanos + bill.ai_nanos),
-            "usage": {
-                "input_tokens": usage.input_tokens,
-                "output_tokens": usage.output_tokens,
-                "cache_creation_input_tokens": usage.cache_write_5m_tokens
-                + usage.cache_write_1h_tokens,
-                "cache_read_input_tokens": usage.cache_read_tokens,
-            },
-        }
-        if isinstance(outcome, ChuckyError):
-            result["errors"] = [str(outcome)]
-        elif isinstance(self._grant, Grant) and self._grant.output_schema is not None:
-            result["structured_output"] = outcome.structured_output
-        if self.named(wire.RESULT_DETAILS):
-            result |= self._details(outcome, bill)
-        return result
-
-    def _details(self, outcome: Answer | ChuckyError, bill: Bill) -> dict[str, Any]:
-        details: dict[str, Any] = {
-            "turn_cost_usd": nanos_to_dollars(bill.ai_nanos),
-            "turn_compute_ms": bill.compute_ms,
-            "budgets": [
-                {**standing_details(each), "warning": warned_percent(each)}
-                for each in bill.standings
-                if each.limit.scope != "project"  # that is the developer's business
-            ],
-        }
-        if isinstance(outcome, Answer):
-            details["model"] = outcome.model
-            details["stop_reason"] = outcome.stop_reason
-        else:
-            if isinstance(self._grant, Grant):
-                details["model"] = self._grant.model.id
-            for word in (outcome.code, outcome.reason or ""):
-                if precise := _PRECISE_SUBTYPES.get(word):
-                    details["subtype"] = precise
-            details["error"] = {
-                **outcome.details,
-                "code": outcome.code,
-                "reason": outcome.reason,
-                "message": str(outcome),
-            }
-        return details
-
-
-# Subtypes that some published clients do not survive: for those that named `result_details`.
-_PRECISE_SUBTYPES = {
-    "STRUCTURED_OUTPUT": "error_max_structured_output_retries",
-    "session_budget_exhausted": "error_max_budget_usd",
-}
+        return result_message(
+            outcome,
+            bill,
+            turn.meter,
+            grant=self.grant,
+            duration_ms=turn.duration_ms,
+            calls_before=self._calls,
+            nanos_before=self._spent_nanos,
+            has_details=self.named(wire.RESULT_DETAILS),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -471,20 +434,6 @@ def _times(session: SessionRecord) -> dict[str, Any]:
         "createdAt": iso_time(session.created_ms),
         "lastActivityAt": iso_time(session.active_ms),
     }
-
-
-def _text(outcome: Answer | ChuckyError) -> str:
-    """What the result says: the answer, as far as it came, or what went wrong."""
-    if isinstance(outcome, Answer) or (isinstance(outcome, CutShortError) and outcome.text):
-        return outcome.text
-    return str(outcome)
-
-
-def _subtype(outcome: Answer | ChuckyError) -> str:
-    """The subtype, out of the three that every published client survives."""
-    if isinstance(outcome, Answer):
-        return "success"
-    return "error_max_turns" if outcome.code == "MAX_TURNS" else "error_during_execution"
 
 
 def _system_init(grant: Grant) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class RunningTurn:
     def __init__(
         self,
         session_id: str,
-        form: wire.Form,
+        user_input: wire.UserInput,
         mailbox: Mailbox,
         tool_calls: ToolCalls,
         open_payer: OpenPayer,
@@ -74,12 +74,14 @@ class RunningTurn:
         self.meter = Meter()
         self.payer = open_payer(self.turn_id, self.interrupt)
         self._session_id = session_id
-        self._form = form
+        self._form = user_input.form
         self._mailbox = mailbox
         self._tool_calls = tool_calls
         self._log = log
         if log is not None:
-            log.begin_turn(self.turn_id, form.value)
+            said = {"uuid": user_input.uuid, "content": user_input.content}
+            text = json.dumps(said, separators=(",", ":"))
+            log.begin_turn(self.turn_id, user_input.form.value, text)
         self._started_at = time.monotonic_ns()
         # A message gets an id of its own; one that is random in all its digits takes longer to
         # make than the rest of a partial message.

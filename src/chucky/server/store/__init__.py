@@ -12,9 +12,10 @@ from chucky.server.store.ledger_reports import LedgerReader
 from chucky.server.store.lock import ServeLock
 from chucky.server.store.opening import missing_migrations, open_database
 from chucky.server.store.projects import Store
-from chucky.server.store.session_rows import SessionReader
+from chucky.server.store.session_rows import KeptSessions
 
 __all__ = [
+    "KeptSessions",
     "ServeLock",
     "Store",
     "missing_migrations",
@@ -48,13 +49,17 @@ def open_reader(settings: Settings) -> LedgerReader:
     return LedgerReader(open_database(settings.db, create=False))
 
 
-def open_sessions(settings: Settings) -> SessionReader:
+def open_sessions(settings: Settings, *, create: bool = True) -> KeptSessions:
     """Open the sessions in the store the settings name. Blocks, for milliseconds as a rule.
 
+    Args:
+        settings: Where the store is.
+        create: Whether to create a store that is not there.
+
     Raises:
-        ValidationError: The store cannot be opened.
+        ValidationError: The store cannot be opened, or does not exist and is not to be created.
     """
-    return SessionReader(open_database(settings.db))
+    return KeptSessions(open_database(settings.db, create=create))
 
 
 def open_store(settings: Settings, *, create: bool = True) -> Store:

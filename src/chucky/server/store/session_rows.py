@@ -1,6 +1,7 @@
 """Sessions and their events as rows: the statements, and what is made of them.
 
-What is written is written within a transaction of the ledger's.
+What happens in sessions is written within transactions of the ledger's. What is deleted is not: it
+goes in small steps of its own.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ SELECT session_id, project_id, user_id, forked_from, model, created_ms, active_m
 FROM sessions
 """
 _LATEST_FIRST: Final = "ORDER BY active_ms DESC, session_id LIMIT ?"
-_SESSION: Final = f"{_SESSIONS} WHERE session_id = ?"
+_SESSION: Final = f"{_SESSIONS} WHERE session_id = ? AND project_id <> ''"
 _SESSIONS_OF_USER: Final = f"{_SESSIONS} WHERE project_id = ? AND user_id = ? {_LATEST_FIRST}"
 _SESSIONS_OF_PROJECT: Final = f"{_SESSIONS} WHERE project_id = ? {_LATEST_FIRST}"
 # A turn that runs has reserved compute.
 _WITHOUT_COMPUTE: Final = """
-turn_id <> '' AND NOT EXISTS (
+turn_id <> '' AND project_id <> '' AND NOT EXISTS (
     SELECT 1 FROM ledger_reservations
     WHERE ledger_reservations.turn_id = sessions.turn_id AND meter = 'compute'
 )
@@ -31,21 +32,34 @@ _INTERRUPTED_SESSIONS: Final = f"{_SESSIONS} WHERE {_WITHOUT_COMPUTE}"
 _EVENTS: Final = """
 SELECT seq, kind, turn_id, body FROM session_events WHERE session_id = ? AND seq > ? ORDER BY seq
 """
-_SET_SESSION: Final = """
+_MESSAGES: Final = """
+SELECT seq, kind, turn_id, body FROM (
+    SELECT seq, kind, turn_id, body, sum(length(body)) OVER (ORDER BY seq) - length(body) AS earlier
+    FROM (
+        SELECT seq, kind, turn_id, body FROM session_events
+        WHERE session_id = ? AND seq > ? AND kind IN ('input', 'message') ORDER BY seq LIMIT ?
+    ) AS page
+) AS counted WHERE earlier < ? ORDER BY seq
+"""
+_ADD_SESSION: Final = """
 INSERT INTO sessions (session_id, project_id, user_id, forked_from, model, created_ms, active_ms,
     last_seq, turns, calls, spent_nanos, turn_id, turn_form)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-ON CONFLICT (session_id) DO UPDATE SET
-    model = excluded.model,
-    active_ms = excluded.active_ms,
-    last_seq = CASE WHEN excluded.last_seq > sessions.last_seq
-        THEN excluded.last_seq ELSE sessions.last_seq END,
-    turns = sessions.turns + excluded.turns,
-    calls = sessions.calls + excluded.calls,
-    spent_nanos = sessions.spent_nanos + excluded.spent_nanos
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, 0, 0, '', '') ON CONFLICT DO NOTHING
 """
 _HAS_EVENT: Final = "SELECT 1 FROM session_events WHERE session_id = ? AND seq = ?"
-_SET_TURN: Final = "UPDATE sessions SET turn_id = ?, turn_form = ? WHERE session_id = ?"
+# What comes late says nothing about what runs now.
+_ADVANCE_SESSION: Final = """
+UPDATE sessions SET
+    model = ?,
+    active_ms = ?,
+    turns = turns + ?,
+    calls = calls + ?,
+    spent_nanos = spent_nanos + ?,
+    turn_id = CASE WHEN last_seq < ? THEN ? ELSE turn_id END,
+    turn_form = CASE WHEN last_seq < ? THEN ? ELSE turn_form END,
+    last_seq = CASE WHEN last_seq < ? THEN ? ELSE last_seq END
+WHERE session_id = ? AND project_id = ? RETURNING last_seq
+"""
 _ADD_EVENT: Final = """
 INSERT INTO session_events (session_id, seq, kind, turn_id, at_ms, body)
 VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING
@@ -54,8 +68,27 @@ _COPY_EVENTS: Final = """
 INSERT INTO session_events (session_id, seq, kind, turn_id, at_ms, body)
 SELECT ?, seq, kind, turn_id, at_ms, body FROM session_events WHERE session_id = ? AND seq <= ?
 """
-_DELETE_EVENTS: Final = "DELETE FROM session_events WHERE session_id = ?"
-_DELETE_SESSION: Final = "DELETE FROM sessions WHERE session_id = ?"
+_TURN_COST: Final = """
+SELECT count(*), coalesce(sum(amount), 0) FROM ledger_entries
+WHERE project_id = ? AND user_id = ? AND meter = 'ai' AND turn_id = ?
+    AND kind IN ('settle', 'expire')
+    AND at_ms >= (SELECT min(at_ms) FROM session_events WHERE session_id = ? AND turn_id = ?)
+"""
+# A session that is being deleted is nobody's, so that it is gone before all of it is.
+_DISOWN: Final = "UPDATE sessions SET project_id = '' WHERE session_id = ? AND project_id <> ''"
+_DISOWN_OLD: Final = """
+UPDATE sessions SET project_id = '' WHERE session_id IN (
+    SELECT session_id FROM sessions
+    WHERE project_id = ? AND active_ms < ? AND turn_id = '' LIMIT ?
+) RETURNING session_id
+"""
+_DISOWNED: Final = "SELECT session_id FROM sessions WHERE project_id = '' LIMIT 1"
+_DELETE_EVENTS: Final = """
+DELETE FROM session_events WHERE session_id = ? AND seq IN (
+    SELECT seq FROM session_events WHERE session_id = ? ORDER BY seq LIMIT ?
+) RETURNING seq
+"""
+_DELETE_SESSION: Final = "DELETE FROM sessions WHERE session_id = ? AND project_id = ''"
 
 
 def append_events(
@@ -65,13 +98,39 @@ def append_events(
     events: Sequence[Event],
     progress: Progress,
 ) -> None:
-    """Write events within whatever transaction the connection is in."""
-    last_seq = events[-1].seq if events else session.last_seq
-    # What is written again, because nobody knew whether it was, is counted once.
-    if progress.turns and connection.execute(_HAS_EVENT, (session.session_id, last_seq)).fetchone():
+    """Write events within whatever transaction the connection is in; none is written twice."""
+    session_id, last_seq = session.session_id, events[-1].seq
+    if events[0].seq == 1:
+        _add_session(connection, now_ms, session, 0)
+    if connection.execute(_HAS_EVENT, (session_id, last_seq)).fetchone():
         return
+    values = (
+        session.model,
+        now_ms,
+        progress.turns,
+        progress.calls,
+        progress.spent_nanos,
+        last_seq,
+        progress.turn_id,
+        last_seq,
+        progress.turn_form,
+        last_seq,
+        last_seq,
+        session_id,
+        session.project_id,
+    )
+    if not connection.execute(_ADVANCE_SESSION, values).fetchall():
+        return  # it was deleted
+    for event in events:
+        row = (session_id, event.seq, event.kind, event.turn_id, now_ms, event.body)
+        connection.execute(_ADD_EVENT, row)
+
+
+def _add_session(
+    connection: Connection, now_ms: int, session: SessionRecord, last_seq: int
+) -> None:
     connection.execute(
-        _SET_SESSION,
+        _ADD_SESSION,
         (
             session.session_id,
             session.project_id,
@@ -81,39 +140,33 @@ def append_events(
             now_ms,
             now_ms,
             last_seq,
-            progress.turns,
-            progress.calls,
-            progress.spent_nanos,
-            "",
-            "",
         ),
     )
-    if progress.turn_id is not None:
-        values = (progress.turn_id, progress.turn_form, session.session_id)
-        connection.execute(_SET_TURN, values)
-    for event in events:
-        connection.execute(
-            _ADD_EVENT,
-            (session.session_id, event.seq, event.kind, event.turn_id, now_ms, event.body),
-        )
 
 
 def fork_session(
     connection: Connection, now_ms: int, copy: SessionRecord, original_id: str
 ) -> None:
     """Write a session that begins with the events of another, up to the copy's last one."""
-    append_events(connection, now_ms, copy, (), Progress())
+    _add_session(connection, now_ms, copy, copy.last_seq)
     connection.execute(_COPY_EVENTS, (copy.session_id, original_id, copy.last_seq))
 
 
-def delete_session(connection: Connection, session_id: str) -> None:
-    """Delete a session and all that was said in it; what it cost stays in the ledger."""
-    connection.execute(_DELETE_EVENTS, (session_id,))
-    connection.execute(_DELETE_SESSION, (session_id,))
+def turn_cost(connection: Connection, session: SessionRecord) -> tuple[int, int]:
+    """How many calls of the turn that runs the ledger has booked, and what they cost."""
+    values = (
+        session.project_id,
+        session.user_id,
+        session.turn_id,
+        session.session_id,
+        session.turn_id,
+    )
+    calls, nanos = connection.execute(_TURN_COST, values).fetchone()
+    return int(calls), int(nanos)
 
 
-class SessionReader:
-    """Reads sessions; see :class:`~chucky.server.sessions.log.LogReader`."""
+class KeptSessions:
+    """Reads sessions (see :class:`~chucky.server.sessions.log.LogReader`), and deletes them."""
 
     def __init__(self, database: Database) -> None:
         """Take over an open database."""
@@ -147,6 +200,41 @@ class SessionReader:
             lambda connection: connection.execute(_EVENTS, (session_id, after_seq)).fetchall()
         )
         return [Event(*row) for row in rows]
+
+    def messages(
+        self, session_id: str, after_seq: int, most: int, most_characters: int
+    ) -> list[Event]:
+        """Read what was said in a session behind one of its events."""
+        values = (session_id, after_seq, most, most_characters)
+        rows = self._database.read(
+            lambda connection: connection.execute(_MESSAGES, values).fetchall()
+        )
+        return [Event(*row) for row in rows]
+
+    def disown(self, session_id: str) -> None:
+        """Make a session one that does not exist, whoever uses it; :meth:`sweep` deletes it."""
+        with self._database.writing() as connection:
+            connection.execute(_DISOWN, (session_id,))
+
+    def disown_old(self, project_id: str, before_ms: int, most: int) -> int:
+        """Do so with sessions of a project in which nothing happened since; return how many."""
+        with self._database.writing() as connection:
+            values = (project_id, before_ms, most)
+            return len(connection.execute(_DISOWN_OLD, values).fetchall())
+
+    def sweep(self, most_events: int) -> bool:
+        """Delete some of what is nobody's, in one transaction; False when there is nothing left.
+
+        What it cost stays in the ledger.
+        """
+        with self._database.writing() as connection:
+            disowned = connection.execute(_DISOWNED).fetchone()
+            if disowned is None:
+                return False
+            values = (disowned[0], disowned[0], most_events)
+            if len(connection.execute(_DELETE_EVENTS, values).fetchall()) < most_events:
+                connection.execute(_DELETE_SESSION, (disowned[0],))
+            return True
 
     def _sessions(self, query: str, *parameters: str | int) -> list[SessionRecord]:
         rows = self._database.read(

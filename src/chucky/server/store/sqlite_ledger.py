@@ -261,9 +261,9 @@ class SqliteLedgerTransaction:
         """Write a copy of a session."""
         session_rows.fork_session(self._connection, self.now_ms, copy, original_id)
 
-    def delete_session(self, session_id: str) -> None:
-        """Delete a session."""
-        session_rows.delete_session(self._connection, session_id)
+    def turn_cost(self, session: SessionRecord) -> tuple[int, int]:
+        """Add up a turn."""
+        return session_rows.turn_cost(self._connection, session)
 
     def write(self, changes: Changes) -> None:
         """Write what a batch of operations changed."""

@@ -10,5 +10,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = Path(__file__).resolve().parent / "programs"
 
-NAMES = ("imports", "turn", "streaming", "delay", "memory", "startup", "churn", "tools", "ledger")
+NAMES = (
+    "imports",
+    "turn",
+    "streaming",
+    "delay",
+    "memory",
+    "startup",
+    "churn",
+    "tools",
+    "ledger",
+    "resume",
+)
 """All benchmarks, in the order in which they run and are shown."""

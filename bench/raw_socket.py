@@ -86,25 +86,37 @@ class RawSocket(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    async def wait_for(self, part: bytes) -> None:
-        """Wait for a frame that contains ``part``.
+    async def wait_for(self, part: bytes) -> bytes:
+        """Wait for a frame that contains ``part``, and return it.
 
         Raises:
             ConnectionError: The connection ended before.
         """
-        arrived: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        arrived: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
         def on_text(payload: bytes) -> None:
             if part in payload and not arrived.done():
-                arrived.set_result(None)
+                arrived.set_result(payload)
 
         def on_end(why: str) -> None:
             if not arrived.done():
                 arrived.set_exception(ConnectionError(f"{why}, before {part!r} came"))
 
         self.on_text, self.on_end = on_text, on_end
-        await arrived
+        found = await arrived
         self.on_text, self.on_end = _ignore, _ignore_end
+        return found
+
+    def closed(self) -> asyncio.Future[str]:
+        """Done when the connection has ended, with how; frames until then are dropped."""
+        ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        def on_end(why: str) -> None:
+            if not ended.done():
+                ended.set_result(why)
+
+        self.on_text, self.on_end = _ignore, on_end
+        return ended
 
     def _take_head(self, data: bytes) -> bytes:
         head, found, rest = data.partition(b"\r\n\r\n")

@@ -12,7 +12,18 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-NAMES = ("imports", "turn", "streaming", "delay", "memory", "startup", "churn", "tools", "ledger")
+NAMES = (
+    "imports",
+    "turn",
+    "streaming",
+    "delay",
+    "memory",
+    "startup",
+    "churn",
+    "tools",
+    "ledger",
+    "resume",
+)
 NEED_PUBLISHED = {"imports", "churn", "tools"}
 NEED_POSTGRES = {"ledger"}
 # The first benchmark of a machine installs the published SDK.

@@ -117,7 +117,9 @@ def _watched_loop() -> Iterator[BlockBuster]:
     with blockbuster_ctx("chucky") as blockbuster:
         for function in blockbuster.functions.values():
             # The first import of a library reads its files, once per process, wherever it is.
-            function.can_block_in("<frozen importlib._bootstrap>", {"_find_and_load"})
+            function.can_block_in(
+                "<frozen importlib._bootstrap>", {"_find_and_load", "_lock_unlock_module"}
+            )
         yield blockbuster
 
 

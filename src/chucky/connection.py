@@ -75,6 +75,7 @@ class Connection:
         init: Mapping[str, Any],
         timeout: float,
         keepalive_interval: float,
+        comes_back_for: str = "",
         frame_log: FrameLog | None = None,
     ) -> Connection:
         """Connect, send ``init`` and wait until the server is ready.
@@ -90,6 +91,7 @@ class Connection:
             timeout: Seconds for getting the token, again for connecting, and again for the
                 server to become ready.
             keepalive_interval: Seconds between two pings.
+            comes_back_for: The session whose connection was lost, if one was.
             frame_log: Where every frame is logged, if anywhere.
 
         Raises:
@@ -105,6 +107,8 @@ class Connection:
         if frame_log is not None:
             frame_log.hide(bearer)
         target, headers = _credentials(url, bearer, init.get("vessel"))
+        if comes_back_for:
+            headers["Chucky-Session"] = comes_back_for
         socket = await _connect(target, headers, address, timeout)
         connection = cls(socket, address, keepalive_interval)
         connection._frame_log = frame_log

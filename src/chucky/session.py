@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVarTuple
 
 from chucky import wire
@@ -17,6 +16,7 @@ from chucky.errors import (
     error_from_wire,
 )
 from chucky.inquiries import Inquiries
+from chucky.introduction import Introduction
 from chucky.link import Link
 from chucky.messages import Message, PromptResult, result_from_error, result_from_wire
 from chucky.options import ChuckyOptions, PromptOptions, chosen, init_options
@@ -78,12 +78,10 @@ class Session:
         self._on_close = on_close
         self._log = SessionLog()
         self._session_id = ""
-        self._server_capabilities: frozenset[str] = frozenset()
-        self._introduced = asyncio.Event()
+        self._server = Introduction()
         self._link = Link(options, self._init, self._log, debug=debug)
         self._silence: ChuckyTimeoutError | None = None
         self._inquiries = Inquiries(options.timeout)
-        self._max_frame_bytes = wire.MAX_FRAME_BYTES  # until the server says how much it takes
         self._connection: Connection | None = None
         self._connecting = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -91,6 +89,7 @@ class Session:
         self._runner: asyncio.Task[None] | None = None
         self._tasks: asyncio.TaskGroup | None = None
         self._current: Turn | None = None
+        self._interrupted: Turn | None = None
         self._queued: deque[Turn] = deque()
         self._untaken: deque[Turn] = deque()
         self._failure: ChuckyError | None = None
@@ -133,7 +132,7 @@ class Session:
         frame = user_frame(message, self._session_id)
         self._check_usable()
         await self._connect()
-        check_size(frame, self._max_frame_bytes)
+        check_size(frame, self._server.max_frame_bytes)
         if max(len(self._queued), len(self._untaken)) >= MAX_WAITING_TURNS:
             raise SessionError(
                 f"The answers to {MAX_WAITING_TURNS} messages are waiting; read them with "
@@ -183,9 +182,9 @@ class Session:
         """Ask the server something beside the turns; ``client.list_sessions()`` does."""
         self._check_usable()
         await self._connect()
-        await self._wait_introduced()
+        await self._server.wait()
         self._check_usable()
-        if wire.SESSIONS not in self._server_capabilities:
+        if wire.SESSIONS not in self._server.capabilities:
             raise SessionError("This server cannot tell about sessions (the hosted one cannot).")
         return await self._inquiries.ask(self._send, action, data)
 
@@ -199,20 +198,14 @@ class Session:
         """
         self._check_loop()
         turn = self._current
-        if turn is None or self._connection is None:
+        if turn is not None:
+            await self._server.wait()
+        if turn is None or turn is not self._current:
             return
-        await self._wait_introduced()
-        if turn is not self._current:
-            return
-        if wire.INTERRUPT not in self._server_capabilities:
+        if wire.INTERRUPT not in self._server.capabilities:
             raise SessionError("This server cannot interrupt a turn; close the session to stop it.")
-        await self._connection.send(wire.control_frame("interrupt"))
-
-    async def _wait_introduced(self) -> None:
-        """Wait until the server has said what it can, or shows that it says nothing about it."""
-        with suppress(TimeoutError):  # then it cannot
-            async with asyncio.timeout(INTERRUPT_TIMEOUT_SECONDS):
-                await self._introduced.wait()
+        self._interrupted = turn
+        await self._send(wire.control_frame("interrupt"))
 
     async def close(self) -> None:
         """Close the session; a running turn is stopped. May be called more than once.
@@ -241,8 +234,6 @@ class Session:
     async def _stop(self) -> None:
         """Close the connection, or end connecting; everything else ends with it."""
         self._tools.note_closing()
-        if self._opening is not None:
-            self._opening.reschedule(asyncio.get_running_loop().time())
         await self._close_connection()
 
     async def _wait_stopped(self) -> None:
@@ -287,12 +278,16 @@ class Session:
         try:
             # close() lets this time-out expire, so that it ends connecting at once.
             async with asyncio.timeout(None) as self._opening:
-                return await opening
+                connection = await opening
         except TimeoutError:
             self._check_usable()
             raise
         finally:
             self._opening = None
+        if self._failure is not None:  # it was opened in the moment the session ended
+            await connection.close()
+        self._check_usable()
+        return connection
 
     async def _run(self, connection: Connection, running: asyncio.Event) -> None:
         """Read until the session ends; what runs beside the reading ends with it."""
@@ -330,13 +325,17 @@ class Session:
         Raises:
             ChuckyError: The server refuses, or cannot be reached for too long.
         """
-        self._connection = None
-        self._log.info("session %s: the connection was lost (%s)", self._session_id, error)
-        connection = await self._opened(self._link.open_again(error))
-        self._connection, self._silence = connection, None
+        async with self._connecting:  # whoever wants a connection waits for this one
+            self._connection = None
+            self._log.info("session %s: the connection was lost (%s)", self._session_id, error)
+            connection = await self._opened(self._link.open_again(error))
+            self._connection, self._silence = connection, None
         if self._current is not None:
             # If the server has it already, it does not begin a second turn.
             await connection.send(self._current.frame)
+        if self._interrupted is not None:
+            await connection.send(wire.control_frame("interrupt"))
+        await self._start_next()
         return connection
 
     async def _watch(self, work: Callable[[*Args], Awaitable[None]], *args: *Args) -> None:
@@ -374,7 +373,7 @@ class Session:
         """Make ``error`` what everything from now on raises; only the first one counts."""
         if self._failure is None:
             self._failure = error
-        self._introduced.set()
+        self._server.end()
         self._inquiries.fail(self._failure)
         for turn in [self._current, *self._queued]:
             if turn is not None:
@@ -408,7 +407,7 @@ class Session:
             return
         error = ChuckyTimeoutError(f"The turn took longer than turn_timeout ({seconds:g} s).")
         turn.fail(error)
-        if wire.INTERRUPT in self._server_capabilities:
+        if wire.INTERRUPT in self._server.capabilities:
             await self.interrupt()
             if await turn.ends_within(INTERRUPT_TIMEOUT_SECONDS):
                 return
@@ -428,7 +427,7 @@ class Session:
                 self._log.debug("session %s: ignored a frame of type %r", self._session_id, kind)
 
     async def _on_message(self, message: dict[str, Any]) -> None:
-        self._introduced.set()
+        self._server.end()
         self._learn_id(message.get("session_id"))
         if self._link.was_seen(message):
             return
@@ -452,7 +451,8 @@ class Session:
             turn.put(Message(type="error", error=result["error"]))
         turn.put(result)
         turn.end()
-        self._current = None
+        self._current = self._interrupted = None
+        self._tools.forget()
         await self._start_next()
 
     async def _on_error(self, error: ChuckyError) -> None:
@@ -465,17 +465,13 @@ class Session:
     def _on_control(self, action: str, data: dict[str, Any]) -> None:
         if action == "session_info":
             self._learn_id(data.get("sessionId"))
-            if isinstance(limit := data.get("maxFrameBytes"), int):
-                self._max_frame_bytes = limit
-            if isinstance(named := data.get("capabilities"), list):
-                self._server_capabilities = frozenset(map(str, named))
-            if wire.REPLAY in self._server_capabilities:
+            self._server.take(data)
+            if wire.REPLAY in self._server.capabilities:
                 self._link.begin_at(data.get("seq"))
-            self._introduced.set()
         elif action in (wire.LIST_SESSIONS, wire.HISTORY):
             self._inquiries.answer(action, data)
         elif action == "close":
-            raise ChuckyConnectionError("The server closed the session.")
+            raise self._link.closed_on_purpose()
 
     async def _on_tool_call(self, call: wire.ToolCall) -> None:
         if (tasks := self._tasks) is None:
@@ -485,13 +481,16 @@ class Session:
             return tasks.create_task(self._watch(work))
 
         replayed = self._link.is_replayed
-        await self._tools.take(call, start, self._max_frame_bytes, may_come_again=replayed)
+        await self._tools.take(call, start, self._server.max_frame_bytes, may_come_again=replayed)
 
     async def _send(self, frame: str) -> None:
         if self._connection is not None:
             await self._connection.send(frame)
 
     async def _close_connection(self) -> None:
+        """Close the connection, or end connecting."""
+        if self._opening is not None:
+            self._opening.reschedule(asyncio.get_running_loop().time())
         if self._connection is not None:
             await self._connection.close()
 

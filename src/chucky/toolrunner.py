@@ -44,7 +44,7 @@ class ToolRunner:
             call: The call.
             start: Starts the tool.
             max_bytes: The largest answer that the server takes.
-            may_come_again: Whether one that was answered is to get that answer.
+            may_come_again: Whether it may come again, and is to get the same answer then.
         """
         if call.call_id in self._running:
             return
@@ -54,17 +54,19 @@ class ToolRunner:
         tool = self._tools.get(call.tool_name)
         if tool is None:
             refusal = error_result(f"Unknown tool: {call.tool_name}")
-            await self._answer(call, refusal, max_bytes)
+            await self._answer(call, refusal, max_bytes, may_come_again)
         elif len(self._running) >= MAX_RUNNING_TOOLS:
             # Answered by the reader itself, so that a flood of calls does not pile up as tasks.
             refusal = error_result(f"{MAX_RUNNING_TOOLS} tools are running; try again later.")
-            await self._answer(call, refusal, max_bytes)
+            await self._answer(call, refusal, max_bytes, may_come_again)
         else:
-            task = start(lambda: self._run(tool, call, max_bytes))
+            task = start(lambda: self._run(tool, call, max_bytes, may_come_again))
             self._running[call.call_id] = task
             task.add_done_callback(lambda _task: self._running.pop(call.call_id, None))
 
-    async def _run(self, tool: Tool, call: wire.ToolCall, max_bytes: int) -> None:
+    async def _run(
+        self, tool: Tool, call: wire.ToolCall, max_bytes: int, may_come_again: bool
+    ) -> None:
         task = asyncio.current_task()
         _tool_task.set(task)
         try:
@@ -74,12 +76,19 @@ class ToolRunner:
                 raise
             # Nobody cancelled this call: the handler waited for something that was cancelled.
             result = error_result(f"Error: tool {tool.name!r} was cancelled.")
-        await self._answer(call, result, max_bytes)
+        await self._answer(call, result, max_bytes, may_come_again)
 
-    async def _answer(self, call: wire.ToolCall, result: ToolResult, max_bytes: int) -> None:
+    async def _answer(
+        self, call: wire.ToolCall, result: ToolResult, max_bytes: int, may_come_again: bool
+    ) -> None:
         frame = self._answers.frame(call, result, max_bytes)
-        self._answers.remember(call, frame)
+        if may_come_again:
+            self._answers.remember(call, frame)
         await self._send(frame)
+
+    def forget(self) -> None:
+        """Forget the answers of a turn that has ended: no call of it comes again."""
+        self._answers.clear()
 
     def note_closing(self) -> None:
         """Note that the session is being closed: the tool that does it, if one does, runs on."""

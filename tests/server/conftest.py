@@ -74,8 +74,12 @@ class RawClient:
 
     async def receive_until(self, kind: str) -> list[dict[str, Any]]:
         """Collect frames up to the first of a type (looking into wrapped messages)."""
+        return await self.receive_until_any(kind)
+
+    async def receive_until_any(self, *kinds: str) -> list[dict[str, Any]]:
+        """Collect frames up to the first of some types."""
         frames = [await self.receive()]
-        while unwrap(frames[-1])["type"] != kind:
+        while unwrap(frames[-1])["type"] not in kinds:
             frames.append(await self.receive())
         return frames
 
@@ -109,14 +113,23 @@ Connect = Callable[..., AbstractAsyncContextManager[RawClient]]
 
 @pytest.fixture
 def dial() -> Connect:
-    """Open a raw socket: ``async with dial(url, token=…, header=…) as client``."""
+    """Open a raw socket: ``async with dial(url, token=…, header=…) as client``.
+
+    With ``comes_back_for`` the client says which session it comes back for.
+    """
 
     @asynccontextmanager
     async def open_socket(
-        url: str, *, token: str | None = None, header: str | None = None
+        url: str,
+        *,
+        token: str | None = None,
+        header: str | None = None,
+        comes_back_for: str | None = None,
     ) -> AsyncIterator[RawClient]:
         target = url if token is None else f"{url}?{urlencode({'token': token})}"
         headers = {} if header is None else {"Authorization": f"Bearer {header}"}
+        if comes_back_for is not None:
+            headers["Chucky-Session"] = comes_back_for
         async with connect(target, additional_headers=headers, compression=None) as socket:
             yield RawClient(socket)
 
@@ -158,7 +171,7 @@ def start_server(tmp_path: Path) -> StartServer:
     async def start(
         clock: Callable[[], datetime] = lambda: datetime.now(UTC), **settings: Any
     ) -> AsyncIterator[LocalServer]:
-        chosen = {"db": tmp_path / "chucky.db", "port": 0, **settings}
+        chosen = {"db": tmp_path / "chucky.db", "port": 0, "drain_seconds": 0, **settings}
         announced: asyncio.Future[tuple[str, str]] = asyncio.get_running_loop().create_future()
         read = await asyncio.to_thread(Settings.load, chosen, environ={}, directory=tmp_path)
         serving = asyncio.create_task(

@@ -30,6 +30,7 @@ from chucky.server.model.meter import Meter
 from chucky.server.model.payment import Charge, Quote
 from chucky.server.model.pricing import Price, Rate, Usage
 from chucky.server.sessions.archive import Archive
+from chucky.server.sessions.capacity import TurnSlots
 from chucky.server.sessions.past import Resumption
 from chucky.server.sessions.session import Limits, Session
 from chucky.server.store.database import store_error
@@ -55,7 +56,12 @@ GRANT = Grant(MODEL, None, (), (), None, False, (), ())
 LOOK_UP = ToolSpec("look_up", "look_up", "", {})
 DETAILS = frozenset({wire.RESULT_DETAILS})
 LIMITS = Limits(
-    turn_timeout_seconds=60, tool_timeout_seconds=60, queued_inputs=16, frame_bytes=1_000
+    turn_timeout_seconds=60,
+    tool_timeout_seconds=60,
+    queued_inputs=16,
+    frame_bytes=1_000,
+    stall_timeout_seconds=60,
+    tail_seconds=60,
 )
 
 
@@ -223,6 +229,7 @@ class SessionMachine(RuleBasedStateMachine):
             limits=LIMITS,
             recheck=lambda identity: None,
             open_payer=self.payer,
+            turn_slots=TurnSlots(100),
             post=self.archive.post,
         )
 

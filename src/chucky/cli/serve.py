@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import shlex
 from pathlib import Path
@@ -44,32 +45,41 @@ def serve(
     ] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Run the server until it is stopped.
+    """Run the server until it is stopped; running turns may then end, for drain_seconds.
 
+    SIGHUP has it read its settings again; docs/settings.md says which of them change at once.
     Without a provider key (ANTHROPIC_API_KEY) and an upstream URL, the offline model answers.
     """
-    settings = load_settings(
-        config,
-        host=host,
-        port=port,
-        db=db,
-        upstream_url=upstream_url,
-        allow_remote=allow_remote,
-        tls_cert=tls_cert,
-        tls_key=tls_key,
-        log_level=log_level,
-    )
+    given = {
+        "host": host,
+        "port": port,
+        "db": db,
+        "upstream_url": upstream_url,
+        "allow_remote": allow_remote,
+        "tls_cert": tls_cert,
+        "tls_key": tls_key,
+        "log_level": log_level,
+    }
+    settings = load_settings(config, **given)
     from chucky.cli.process import run_until_signal
     from chucky.server import app
+    from chucky.server.reloading import Reloading
 
     _log_to_stderr(settings.log_level)
+
+    def read_again() -> Settings:
+        settings = load_settings(config, **given)
+        logging.getLogger("chucky").setLevel(settings.log_level.upper())
+        return settings
 
     def announce(url: str, project_id: str, model_notice: str | None) -> None:
         for line in _announcement(settings, url, project_id, model_notice):
             # print(flush=True): whoever started the server in a pipe waits for these lines.
             print(line, flush=True)  # noqa: T201
 
-    raise typer.Exit(run_until_signal(app.serve(settings, announce)))
+    reloading = Reloading(asyncio.Event(), read_again)
+    serving = app.serve(settings, announce, reloading=reloading)
+    raise typer.Exit(run_until_signal(serving, on_hangup=reloading.asked.set))
 
 
 def _announcement(

@@ -8,7 +8,6 @@ import functools
 import logging
 import os
 import socket
-import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -27,6 +26,7 @@ from chucky.listener import MAX_CLOSING_SECONDS, Listener, bind
 from chucky.server import auth
 from chucky.server.admission import Grant, Policy, admit, turn_limits, user_limits
 from chucky.server.auth import Identity
+from chucky.server.certificate import check_certificate
 from chucky.server.edge.outlet import OutletProtocol
 from chucky.server.edge.rest import RestEdge
 from chucky.server.edge.websocket import Doorkeeper, WebSocketEdge
@@ -43,8 +43,10 @@ from chucky.server.model.providers import Providers
 from chucky.server.policy import ProjectPolicy
 from chucky.server.projects import Project, ProjectDirectory
 from chucky.server.provider import OFFLINE_NOTICE, opening_provider
+from chucky.server.reloading import Reloading
 from chucky.server.sessions import inquiries
 from chucky.server.sessions.archive import Archive
+from chucky.server.sessions.capacity import TurnSlots
 from chucky.server.sessions.host import Host
 from chucky.server.sessions.log import Past
 from chucky.server.sessions.mailbox import Outbox
@@ -72,20 +74,25 @@ def _utc_now() -> datetime:
 
 
 async def serve(
-    settings: Settings, announce: Announce, *, clock: Callable[[], datetime] = _utc_now
+    settings: Settings,
+    announce: Announce,
+    *,
+    clock: Callable[[], datetime] = _utc_now,
+    reloading: Reloading | None = None,
 ) -> None:
-    """Run the server until it is cancelled.
+    """Run the server until it is cancelled; running turns may then end, for a while.
 
     Args:
         settings: How; see :class:`~chucky.server.settings.Settings`.
         announce: Called once, when connections are accepted.
         clock: Tells the time: for tokens, prices and retired models.
+        reloading: Tells when the settings have changed.
 
     Raises:
         ValidationError: A setting cannot work: the address is in use or may not be bound, the
             database cannot be opened, the model or price table is wrong.
     """
-    await asyncio.to_thread(_check_certificate, settings)
+    await asyncio.to_thread(check_certificate, settings)
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(await _listen(settings))
         # Files and price tables are read in a thread: a loop that is part of another program
@@ -106,7 +113,9 @@ async def serve(
             service = Service(
                 settings, directory, catalog, providers, provider, ledger, archive, clock
             )
-            await service.run(listener, lambda url: announce(url, project.project_id, notice))
+            await service.run(
+                listener, lambda url: announce(url, project.project_id, notice), reloading
+            )
 
 
 async def _open_ledger(
@@ -173,7 +182,6 @@ class Service:
         archive: Archive | None,
         clock: Callable[[], datetime],
     ) -> None:
-        self._settings = settings
         self._ledger = ledger
         self._archive = archive
         self._retention: Retention | None = None
@@ -185,26 +193,59 @@ class Service:
         self._providers = providers
         self._provider = provider
         self._clock = clock
-        self._policy = Policy(
-            catalog,
-            allowed_betas=frozenset(settings.allowed_betas),
-            succession=settings.succession,
-        )
+        self._catalog = catalog
         self._engine = MessagesEngine(Gate(provider, clock), attempts=settings.model_attempts)
+        self._registry = Registry(
+            most=settings.max_sessions,
+            sessions_per_user=settings.max_sessions_per_user,
+            policy_of=self._policy_of,
+        )
+        self._turn_slots = TurnSlots(settings.max_running_turns)
+        self._host = Host(self._registry, grace_seconds=settings.reconnect_grace_seconds)
+        self._logged_notices: set[str] = set()
+        self._is_stopping = False
+        self._edge = WebSocketEdge(
+            self._doorkeeper(),
+            self._registry,
+            self._host,
+            idle_timeout_seconds=settings.idle_timeout_seconds,
+        )
+        self._apply(settings)
+        directory.on_change(self._stop_revoked)
+
+    def _apply(self, settings: Settings) -> None:
+        """Go by settings from now on; sessions that are open keep their own limits."""
+        self._settings = settings
         self._limits = Limits(
             turn_timeout_seconds=settings.turn_timeout_seconds,
             tool_timeout_seconds=settings.tool_timeout_seconds,
             queued_inputs=settings.max_queued_inputs,
             frame_bytes=settings.max_frame_bytes,
+            stall_timeout_seconds=settings.stall_timeout_seconds,
+            tail_seconds=settings.reconnect_grace_seconds,
         )
-        self._registry = Registry(
-            sessions_per_user=settings.max_sessions_per_user, policy_of=self._policy_of
+        self._policy = Policy(
+            self._catalog,
+            allowed_betas=frozenset(settings.allowed_betas),
+            succession=settings.succession,
         )
-        self._host = Host(self._registry, grace_seconds=settings.reconnect_grace_seconds)
-        self._logged_notices: set[str] = set()
-        directory.on_change(self._stop_revoked)
+        self._registry.most = settings.max_sessions
+        self._registry.sessions_per_user = settings.max_sessions_per_user
+        self._turn_slots.most = settings.max_running_turns
+        self._host.grace_seconds = settings.reconnect_grace_seconds
+        self._edge.idle_timeout_seconds = settings.idle_timeout_seconds
 
-    async def run(self, listener: socket.socket, ready: Callable[[str], None]) -> None:
+    async def _keep_reloading(self, reloading: Reloading) -> None:
+        while True:
+            self._apply(await reloading.next(self._settings))
+            await self._directory.refresh()
+
+    async def run(
+        self,
+        listener: socket.socket,
+        ready: Callable[[str], None],
+        reloading: Reloading | None = None,
+    ) -> None:
         """Serve connections of ``listener`` until told to stop."""
         server = Listener(
             self._app(),
@@ -221,6 +262,8 @@ class Service:
         keeping = [asyncio.create_task(self._directory.run())]
         if self._retention is not None:
             keeping.append(asyncio.create_task(self._retention.run()))
+        if reloading is not None:
+            keeping.append(asyncio.create_task(self._keep_reloading(reloading)))
         if self._ledger is not None:
             keeping.append(asyncio.create_task(self._ledger.run()))
         needed = {serving, *keeping}
@@ -238,8 +281,8 @@ class Service:
                 each.cancel()
             await asyncio.wait(needed)
 
-    def _app(self) -> Starlette:
-        doorkeeper = Doorkeeper(
+    def _doorkeeper(self) -> Doorkeeper:
+        return Doorkeeper(
             authenticate=self._authenticate,
             open_session=self._open_session,
             admit=self._admit,
@@ -247,19 +290,15 @@ class Service:
             complete=self._complete,
             inquire=functools.partial(inquiries.answer, self._archive),
         )
-        edge = WebSocketEdge(
-            doorkeeper,
-            self._registry,
-            self._host,
-            idle_timeout_seconds=self._settings.idle_timeout_seconds,
-        )
+
+    def _app(self) -> Starlette:
         rest = RestEdge(authenticate=self._authenticate, usage=self._usage)
         return Starlette(
             routes=[
                 Route("/healthz", self._health),
                 *rest.routes,
                 Route("/ws", _not_a_websocket),
-                WebSocketRoute("/ws", edge.endpoint),
+                WebSocketRoute("/ws", self._edge.endpoint),
                 WebSocketRoute("/{path:path}", _wrong_path),
             ]
         )
@@ -283,6 +322,7 @@ class Service:
             limits=self._limits,
             recheck=self._recheck,
             open_payer=self._open_payer,
+            turn_slots=self._turn_slots,
             post=None if self._archive is None else self._archive.post,
         )
 
@@ -361,7 +401,9 @@ class Service:
         return replace(grant, notices=(*grant.notices, OFFLINE_NOTICE)) if is_offline else grant
 
     async def _health(self, _request: Request) -> Response:
-        """Whether tokens can be judged; the reason why not is for the log."""
+        """Whether sessions can begin; the reason why not is for the log."""
+        if self._is_stopping:
+            return JSONResponse({"status": "stopping"}, status_code=503)
         if self._directory.failure is not None:
             return JSONResponse({"status": "the database cannot be read"}, status_code=503)
         return JSONResponse({"status": "ok"})
@@ -379,10 +421,22 @@ class Service:
 
     async def _stop_all(self) -> None:
         """Let every running turn end with a result before the connections are closed."""
+        self._is_stopping = True
+        stopping = SessionError(
+            "The server is stopping; try again in a moment.", reason="server_stopping"
+        )
+        self._registry.close(stopping)
+        patience_seconds = self._settings.drain_seconds
+        if busy := sum(attached.is_busy for attached in self._registry):
+            logger.warning(
+                "stopping: %d turns may end within %g s; the next signal ends them at once",
+                busy,
+                patience_seconds,
+            )
         for attached in self._registry:
-            attached.stop(SessionError("The server is stopping.", reason="server_stopping"))
+            attached.stop(stopping, patience_seconds=patience_seconds)
         try:
-            async with asyncio.timeout(MAX_CLOSING_SECONDS):
+            async with asyncio.timeout(patience_seconds + MAX_CLOSING_SECONDS):
                 await self._registry.wait_empty()
         except TimeoutError:
             logger.warning("%d sessions did not end in time", len(self._registry))
@@ -403,30 +457,6 @@ def _reason(error: OSError) -> str:
     if error.errno is None or isinstance(error, socket.gaierror):
         return str(error.strerror)
     return os.strerror(error.errno)
-
-
-def _check_certificate(settings: Settings) -> None:
-    """Refuse a certificate that cannot be used, before anything is opened.
-
-    Raises:
-        ValidationError: It cannot be read, is none, or its key does not fit or has a password.
-    """
-    if settings.tls_cert is None:
-        return
-
-    def refuse_password() -> str:
-        raise ValidationError("The tls_key has a password; give a key without one.")
-
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
-            settings.tls_cert, settings.tls_key, password=refuse_password
-        )
-    except OSError as error:  # SSLError is one
-        raise ValidationError(
-            f"The certificate tls_cert {str(settings.tls_cert)!r} cannot be used with tls_key "
-            f"{str(settings.tls_key)!r} ({error.strerror or error}); both must be PEM and belong "
-            "together."
-        ) from error
 
 
 def _url(settings: Settings, listener: socket.socket) -> str:

@@ -84,6 +84,10 @@ class Settings:
         turn_timeout_seconds: How long a turn may take.
         idle_timeout_seconds: After how long without a frame a connection is closed.
         max_frame_bytes: The largest frame a client may send.
+        stall_timeout_seconds: How long nothing may happen in a turn.
+        drain_seconds: How long running turns may go on when the server is stopped.
+        max_sessions: How many sessions this process takes on.
+        max_running_turns: How many turns this process runs beside each other.
         max_sessions_per_user: How many sessions one user may have open.
         max_queued_inputs: How many messages may wait in one session.
         model_attempts: How often a model call is tried, the first time included.
@@ -112,6 +116,10 @@ class Settings:
     turn_timeout_seconds: float = 3600.0
     idle_timeout_seconds: float = 3600.0
     max_frame_bytes: int = 16 * _MIB
+    stall_timeout_seconds: float = 600.0
+    drain_seconds: float = 30.0
+    max_sessions: int = 10_000
+    max_running_turns: int = 2_000
     max_sessions_per_user: int = 100
     max_queued_inputs: int = 16
     model_attempts: int = 4
@@ -447,6 +455,10 @@ _READERS: Final[Mapping[str, _Reader]] = {
     "turn_timeout_seconds": _seconds(0.1, 7 * _DAY_SECONDS),
     "idle_timeout_seconds": _seconds(0.1, 7 * _DAY_SECONDS),
     "max_frame_bytes": _whole(1024, 256 * _MIB),
+    "stall_timeout_seconds": _seconds(0.1, 7 * _DAY_SECONDS),
+    "drain_seconds": _seconds(0, 3_600),
+    "max_sessions": _whole(1, 1_000_000),
+    "max_running_turns": _whole(1, 1_000_000),
     "max_sessions_per_user": _whole(1, 100_000),
     "max_queued_inputs": _whole(1, 1_000),
     "model_attempts": _whole(1, 10),

@@ -35,9 +35,22 @@ SEND_TIMEOUT_SECONDS = 30.0
 STOP_SECONDS = 4.0
 
 NORMAL_CLOSURE = 1000
+GOING_AWAY = 1001
 PROTOCOL_VIOLATION = 1002
 POLICY_VIOLATION = 1008
+INTERNAL_ERROR = 1011
 SERVICE_RESTART = 1012
+TRY_AGAIN_LATER = 1013
+# How a connection is closed for another reason than that its client may not have it.
+_CODE_BY_REASON = {
+    "server_full": TRY_AGAIN_LATER,
+    "server_stopping": SERVICE_RESTART,
+    "session_taken_over": NORMAL_CLOSURE,
+}
+# A client that closes with another code means it. A connection that just ends has 1005 or 1006.
+_PASSING_CODES = (1001, 1005, 1006, 1011, 1012, 1013)
+# In the upgrade: the session that a client comes back for.
+_SESSION_HEADER = "chucky-session"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +85,10 @@ class WebSocketEdge:
         *,
         idle_timeout_seconds: float,
     ) -> None:
+        self.idle_timeout_seconds = idle_timeout_seconds  # may be changed
         self._doorkeeper = doorkeeper
         self._host = host
         self._registry = registry
-        self._idle_timeout_seconds = idle_timeout_seconds
 
     async def endpoint(self, websocket: WebSocket) -> None:
         """Serve one socket from its upgrade to its end.
@@ -85,12 +98,12 @@ class WebSocketEdge:
         """
         await websocket.accept()
         socket = _Socket(
-            websocket, self._doorkeeper, self._host, self._registry, self._idle_timeout_seconds
+            websocket, self._doorkeeper, self._host, self._registry, self.idle_timeout_seconds
         )
         try:
             identity, options = await self._identify(websocket)
             socket.attach(identity)
-            self._registry.add(socket)
+            self._registry.add(socket, resumes=websocket.headers.get(_SESSION_HEADER, ""))
         except wire.FrameError as error:
             await socket.refuse_frame(error)
             return
@@ -178,14 +191,20 @@ class _Socket:
         else:
             self._outlet.send(frame)
 
-    async def refuse(self, error: ChuckyError, code: int = POLICY_VIOLATION) -> None:
+    async def refuse(self, error: ChuckyError, code: int | None = None) -> None:
         """Tell the client why it is not served, and close."""
+        await self._tell(error)
+        await self._close(code or _close_code(error), error.reason)
+
+    async def _tell(self, error: ChuckyError) -> None:
         await self.send(
             wire.error_frame(
-                str(error), code=error.code, reason=error.reason, details=error.details
+                str(error),
+                code=error.code,
+                reason=error.reason,
+                details=error.details,
             )
         )
-        await self._close(code, error.reason)
 
     async def refuse_frame(self, error: wire.FrameError) -> None:
         """Name what is wrong with a frame, and close."""
@@ -198,13 +217,18 @@ class _Socket:
         return True
 
     @property
+    def is_busy(self) -> bool:
+        """Whether a turn is running or waiting; see :class:`Attached`."""
+        return self._session.busy
+
+    @property
     def session_id(self) -> str:
         """The session's id; see :class:`Attached`."""
         return self._session.session_id
 
-    def stop(self, error: ChuckyError) -> None:
+    def stop(self, error: ChuckyError, *, patience_seconds: float = 0.0) -> None:
         """End the session from outside; see :class:`Attached`."""
-        self._begin_ending(self._stop(error))
+        self._begin_ending(self._stop(error, patience_seconds))
 
     async def serve(self, options: dict[str, Any] | None) -> None:
         """Serve the session until the client leaves or is sent away."""
@@ -212,9 +236,7 @@ class _Socket:
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
-                if options is not None:
-                    await self._begin(options)
-                await self._read()
+                await self._read(options)
                 self._tasks = None  # there is nothing left to stop
                 self._stop_following()
         except* _Ended:
@@ -231,16 +253,21 @@ class _Socket:
         session = running.session
         session.detach(self)
         if self._is_lost and session.can_be_taken_up:
-            self._host.leave(running)
+            await self._host.leave(running)
         else:
             await running.end()
 
     def release(self) -> Running | None:
         """Give the session away; see :class:`Attached`."""
-        running, self._running = self._running, None
-        if running is not None:
-            running.session.detach(self)
-            self._begin_ending(self._end(NORMAL_CLOSURE, "session_taken_over"))
+        running = self._running
+        if running is None or not running.session.can_be_taken_up:
+            return None
+        self._running = None
+        running.session.detach(self)
+        if self._outlet.is_full:
+            self._outlet.abandon()  # a turn that waits for it goes on at once
+        self._gone = True
+        self._begin_ending(self._end(NORMAL_CLOSURE, "session_taken_over"))
         return running
 
     async def _follow(self, running: Running) -> None:
@@ -253,17 +280,13 @@ class _Socket:
         if self._following is not None:
             self._following.cancel()
 
-    async def _read(self) -> None:
+    async def _read(self, options: Mapping[str, Any] | None) -> None:
         try:
-            while True:
-                try:
-                    async with asyncio.timeout(self._idle_timeout_seconds):
-                        text = await _receive(self._websocket)
-                except TimeoutError:
-                    if self._running is not None and self._running.session.busy:
-                        continue
-                    await self._close(NORMAL_CLOSURE)
-                    return
+            if options is not None:
+                await self._begin(options)
+            while (text := await self._next_frame()) is not None:
+                if self._gone:
+                    continue  # another connection has the session now
                 frame = wire.parse_client_frame(text)
                 if isinstance(frame, wire.Control) and frame.action == "close":
                     await self._close(NORMAL_CLOSURE)
@@ -273,8 +296,22 @@ class _Socket:
             await self.refuse_frame(error)
         except ChuckyError as error:
             await self.refuse(error)
-        except WebSocketDisconnect:
-            self._gone = self._is_lost = True
+        except WebSocketDisconnect as disconnect:
+            self._gone = True
+            self._is_lost = disconnect.code in _PASSING_CODES
+
+    async def _next_frame(self) -> str | bytes | None:
+        """The next frame's data; None if none came for so long that the connection is closed."""
+        while True:
+            try:
+                async with asyncio.timeout(self._idle_timeout_seconds):
+                    return await _receive(self._websocket)
+            except TimeoutError:
+                if not self._session.busy:
+                    # A client that can come back does with its next message.
+                    comes_back = self._session.can_be_taken_up
+                    await self._close(GOING_AWAY if comes_back else NORMAL_CLOSURE)
+                    return None
 
     async def _handle(self, frame: wire.ClientFrame) -> None:
         session = self._session
@@ -304,7 +341,8 @@ class _Socket:
         # One SDK names its sandbox in the url; it is an option like any other.
         if vessel := self._websocket.query_params.get("vessel"):
             options = {"vessel": vessel, **options}
-        after = _last_seen(options)
+        capabilities = _capabilities(options)
+        after = _last_seen(options) if wire.REPLAY in capabilities else None
         taken_up = None if after is None else self._taken_up(options)
         running = taken_up or await self._begun(options)
         session = self._session = running.session
@@ -313,10 +351,16 @@ class _Socket:
             self._following = self._tasks.create_task(self._follow(running))
         if after is None or not session.can_be_taken_up:
             return
-        if taken_up is not None:
-            await session.take_up(self.identity, self, after, self._doorkeeper.complete)
-        elif not session.is_new:
-            await session.replay(self, after, self._doorkeeper.complete)
+        complete = self._doorkeeper.complete
+        try:
+            if taken_up is not None:
+                await session.take_up(self.identity, capabilities, self, after, complete)
+            elif not session.is_new:
+                await session.replay(self, after, complete)
+        except ChuckyError as error:
+            logger.error("session %s: not taken up: %s", session.session_id, error)
+            self._is_lost = True  # it goes on, and its client may try again
+            await self._end(INTERNAL_ERROR, error.reason)
 
     def _taken_up(self, options: Mapping[str, Any]) -> Running | None:
         """The session that this connection goes on with, if it still runs."""
@@ -328,17 +372,15 @@ class _Socket:
     async def _begun(self, options: Mapping[str, Any]) -> Running:
         """The session of this connection, begun as the options ask."""
         session = self._session
-        named = options.get("capabilities")
-        capabilities = frozenset(map(str, named)) if isinstance(named, list) else frozenset()
         grant, past = self._doorkeeper.admit(self.identity, options), None
         if isinstance(grant, Grant):
             try:
                 if grant.resumption is not None:
                     past = await self._recalled(grant.resumption, options)
-                self._registry.check_room(self.identity)
+                self._registry.check_room(self)
             except ChuckyError as error:
                 grant = error
-        await session.begin(grant, capabilities, past)
+        await session.begin(grant, _capabilities(options), past)
         return self._host.start(session)
 
     async def _recalled(self, asked: Resumption, options: Mapping[str, Any]) -> Past | None:
@@ -352,18 +394,20 @@ class _Socket:
         after = _last_seen(options)
         return past if after is None else past.numbered_after(after.seq)
 
-    async def _stop(self, error: ChuckyError) -> None:
-        """Let a running turn end with ``error`` as its result, then close."""
-        was_busy = self._session.busy
-        self._session.stop(error)
+    async def _stop(self, error: ChuckyError, patience_seconds: float) -> None:
+        """Let a running turn end, with ``error`` as its result in the end, then close."""
+        session, was_busy = self._session, self._session.busy
+        session.stop(error, patience_seconds=patience_seconds)
         try:
-            async with asyncio.timeout(STOP_SECONDS):
-                await self._session.wait_idle()
+            async with asyncio.timeout(patience_seconds + STOP_SECONDS):
+                await session.wait_idle()
         except TimeoutError:
             pass  # the client does not take its result; it is closed all the same
-        if not was_busy and self._session.named(wire.ERROR_FRAMES):
-            await self.send(wire.error_frame(str(error), code=error.code, reason=error.reason))
-        code = SERVICE_RESTART if isinstance(error, SessionError) else POLICY_VIOLATION
+        code = _close_code(error)
+        # To a client that goes on with the next server it is no error.
+        goes_on = code == SERVICE_RESTART and session.is_replayed
+        if not was_busy and session.named(wire.ERROR_FRAMES) and not goes_on:
+            await self._tell(error)
         await self._end(code, error.reason)
 
     def _begin_ending(self, ending: Coroutine[Any, Any, None]) -> None:
@@ -389,6 +433,16 @@ class _Socket:
             self._outlet.abandon()
         except (WebSocketDisconnect, RuntimeError):
             pass  # it is closed already
+
+
+def _close_code(error: ChuckyError) -> int:
+    return _CODE_BY_REASON.get(error.reason or "", POLICY_VIOLATION)
+
+
+def _capabilities(options: Mapping[str, Any]) -> frozenset[str]:
+    """The extensions of ours that a client names."""
+    named = options.get("capabilities")
+    return frozenset(map(str, named)) if isinstance(named, list) else frozenset()
 
 
 def _last_seen(options: Mapping[str, Any]) -> Position | None:

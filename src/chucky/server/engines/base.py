@@ -106,6 +106,10 @@ class Turn(Protocol):
         """Pays for the turn's model calls."""
         ...
 
+    def progressed(self) -> None:
+        """Note that the model said something; a turn in which nothing happens is ended."""
+        ...
+
     async def emit(self, message: dict[str, Any]) -> None:
         """Send a complete message (``assistant`` or ``user``) to the client."""
         ...

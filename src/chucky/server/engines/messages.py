@@ -207,6 +207,7 @@ class MessagesConversation:
             async with aclosing(call) as events:
                 async for event in events:
                     reply.feed(event)
+                    turn.progressed()
                     if shows:
                         await turn.emit_event(event.text)
         except CutShortError as error:

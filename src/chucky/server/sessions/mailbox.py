@@ -16,6 +16,8 @@ from chucky import wire
 
 # So many bytes of frames are kept for a connection that comes back.
 TAIL_BYTES = 1_048_576
+# What a frame costs besides its characters; most are small.
+_FRAME_OVERHEAD_BYTES = 250
 
 
 class Position(NamedTuple):
@@ -51,17 +53,13 @@ class Mailbox:
     def __init__(self, outbox: Outbox) -> None:
         """Begin with a connection; frames are numbered only after :meth:`keep`."""
         self._outbox: Outbox | None = outbox
+        self._catching_up: Outbox | None = None
         self._keeps = False
         self._last = Position(0)
         self._tail: deque[_Kept] = deque()
         self._tail_bytes = 0
         self._fallen_out = Position(0)
-        self._skips_deltas = False
-
-    @property
-    def is_attached(self) -> bool:
-        """Whether there is a connection."""
-        return self._outbox is not None
+        self._left_out_after: int | None = None
 
     def keep(self, last_seq: int) -> None:
         """Number frames and keep them, for a client that may come back.
@@ -87,7 +85,6 @@ class Mailbox:
         if not self._keeps or seq is None:
             await self.send(frame)
             return
-        self._skips_deltas = False
         await self._deliver(Position(seq), wire.numbered(frame, seq))
 
     async def deliver_delta(self, frame: str) -> None:
@@ -101,49 +98,71 @@ class Mailbox:
     async def _deliver(self, position: Position, frame: str) -> None:
         self._last = position
         self._tail.append(_Kept(position, frame))
-        self._tail_bytes += len(frame)
+        self._tail_bytes += _size(frame)
         while self._tail_bytes > TAIL_BYTES:
             oldest = self._tail.popleft()
-            self._tail_bytes -= len(oldest.frame)
+            self._tail_bytes -= _size(oldest.frame)
             self._fallen_out = oldest.position
-        if self._outbox is not None and not (position.delta and self._skips_deltas):
+        if self._outbox is not None and not self._is_left_out(position):
             await self._outbox.send(frame)
+
+    def forget(self) -> None:
+        """Keep nothing more of what was sent so far: whoever still wants it reads the log."""
+        self._tail.clear()
+        self._tail_bytes = 0
+        self._fallen_out = self._last
 
     def detach(self, outbox: Outbox) -> None:
         """Send to this connection no more."""
         if self._outbox is outbox:
             self._outbox = None
+        if self._catching_up is outbox:
+            self._catching_up = None
 
     async def attach(self, outbox: Outbox, after: Position, complete: _Missed) -> None:
         """Go on with another connection, which first gets what it has not seen.
+
+        When yet another one comes meanwhile, it is that one's turn, and this one gets no more.
 
         Args:
             outbox: The connection.
             after: The last it has seen.
             complete: Reads the log.
         """
-        self._outbox = None
-        self._skips_deltas = False
-        while True:
+        self._outbox, self._catching_up = None, outbox
+        self._left_out_after = None
+        while self._catching_up is outbox:
             if after < self._fallen_out:
                 after = await self._send_complete(outbox, after, complete)
+                continue  # more may have fallen out meanwhile
             missed = [each for each in self._tail if each.position > after]
-            if not missed:
-                break
             for position, frame in missed:
-                if not position.delta:
-                    self._skips_deltas = False
-                if not (position.delta and self._skips_deltas):
+                if self._catching_up is not outbox:
+                    return
+                if not self._is_left_out(position):
                     await outbox.send(frame)
                 after = position
-        self._outbox = outbox
+            if not missed:
+                self._outbox, self._catching_up = outbox, None
 
     async def _send_complete(self, outbox: Outbox, after: Position, complete: _Missed) -> Position:
         """Send what is only in the log; return where the tail goes on."""
+        # More may fall out of the tail while this is read and sent; that is for the next time.
+        fallen_out = self._fallen_out
         for seq, text in await complete(after.seq):
+            if self._catching_up is not outbox:
+                return after
             await outbox.send(wire.numbered(text, seq))
             after = Position(seq)
-        # Of the message that is on its way the beginning is lost, so all its pieces are left out.
-        first = next((each.position for each in self._tail if each.position > after), None)
-        self._skips_deltas = first is not None and first.delta > 1
-        return max(after, self._fallen_out)
+        if after < fallen_out and self._catching_up is outbox:
+            after = fallen_out
+            # The beginning of a message that is on its way is lost: so are all its pieces.
+            self._left_out_after = after.seq
+        return after
+
+    def _is_left_out(self, position: Position) -> bool:
+        return position.delta > 0 and position.seq == self._left_out_after
+
+
+def _size(frame: str) -> int:
+    return len(frame) + _FRAME_OVERHEAD_BYTES

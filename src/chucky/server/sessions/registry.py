@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
 from chucky.errors import ChuckyError, ConcurrencyLimitError, SessionError
 from chucky.server.auth import Identity
 from chucky.server.policy import ProjectPolicy
+from chucky.server.sessions.capacity import server_full
 
 if TYPE_CHECKING:
     from chucky.server.sessions.host import Running
@@ -35,12 +36,20 @@ class Attached(Protocol):
         """Whether its client is there; if not, it may come back."""
         ...
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a turn is running or waiting. Without, and without a client, it is not needed."""
+        ...
+
     def release(self) -> Running | None:
         """Give the session away to another connection, which goes on with it; None if it ends."""
         ...
 
-    def stop(self, error: ChuckyError) -> None:
-        """End it: ``error`` is the result of a running turn, and what the client is told."""
+    def stop(self, error: ChuckyError, *, patience_seconds: float = 0.0) -> None:
+        """End it: ``error`` is the result of a running turn, and what the client is told.
+
+        A running turn has ``patience_seconds`` to end by itself.
+        """
         ...
 
 
@@ -48,58 +57,89 @@ class Registry:
     """Counts open sessions by user and finds them again."""
 
     def __init__(
-        self, *, sessions_per_user: int, policy_of: Callable[[Identity], ProjectPolicy]
+        self,
+        *,
+        most: int,
+        sessions_per_user: int,
+        policy_of: Callable[[Identity], ProjectPolicy],
     ) -> None:
         """Make an empty register.
 
         Args:
-            sessions_per_user: How many sessions one user may have open.
+            most: How many sessions may be open; may be changed.
+            sessions_per_user: How many of them one user may have; may be changed.
             policy_of: Gives the policy of an identity's project, which may allow fewer.
         """
-        self._sessions_per_user = sessions_per_user
+        self.most = most
+        self.sessions_per_user = sessions_per_user
         self._policy_of = policy_of
+        self._refusal: ChuckyError | None = None
         self._by_user: dict[tuple[str, str], set[Attached]] = {}
         self._gone: dict[Attached, asyncio.Event] = {}
+        self._count = 0
         self._empty = asyncio.Event()
         self._empty.set()
 
     def __len__(self) -> int:
-        return sum(map(len, self._by_user.values()))
+        return self._count
 
     def __iter__(self) -> Iterator[Attached]:
         return iter([each for sessions in self._by_user.values() for each in sessions])
 
-    def add(self, attached: Attached) -> None:
+    def close(self, refusal: ChuckyError) -> None:
+        """Let nobody in any more; ``refusal`` is what they are told."""
+        self._refusal = refusal
+
+    def add(self, attached: Attached, *, resumes: str = "") -> None:
         """Enter a session.
 
+        Args:
+            attached: The session.
+            resumes: The id of a session that its client says it comes back for.
+
         Raises:
-            ConcurrencyLimitError: The user or the project has as many open as it may have.
+            ConcurrencyLimitError: The user or the project has as many open as it may have, or this
+                server has.
+            ChuckyError: The register is closed.
         """
+        if self._refusal is not None:
+            raise self._refusal.with_traceback(None)
         # A client that comes back takes up a session that is counted already: whether this one may
-        # begin another is asked when it says so.
-        self._check_room(attached.identity, connected_only=True)
+        # begin another is asked when it says so. Its old connection may still look alive.
+        self._check_room(
+            attached.identity, lambda each: each.is_connected and each.session_id != resumes
+        )
+        if len(self) >= self.most and not self._find(attached.identity, resumes):
+            raise server_full("sessions", self.most)
         self.enter(attached)
 
-    def check_room(self, identity: Identity) -> None:
+    def check_room(self, entered: Attached) -> None:
         """Check that a session that was entered may begin.
 
         Raises:
             ConcurrencyLimitError: With those whose clients are away there are too many.
         """
-        self._check_room(identity, connected_only=False)
+        self._check_room(
+            entered.identity,
+            lambda each: each is not entered and (each.is_connected or each.is_busy),
+        )
+        of_user = self.of_user(entered.identity)
+        if len(of_user) > self.sessions_per_user:
+            for each in of_user:
+                if not (each.is_connected or each.is_busy):
+                    each.stop(SessionError("Others have begun.", reason="session_taken_over"))
 
-    def _check_room(self, identity: Identity, *, connected_only: bool) -> None:
+    def _check_room(self, identity: Identity, counts: Callable[[Attached], bool]) -> None:
         policy = self._policy_of(identity)
-        others = 0 if connected_only else -1  # the one that begins is among them
-        of_user = others + _count(self.of_user(identity), connected_only=connected_only)
-        for most in (self._sessions_per_user, policy.max_user_sessions):
+        of_user = sum(map(counts, self.of_user(identity)))
+        for most in (self.sessions_per_user, policy.max_user_sessions):
             if most is not None and of_user >= most:
                 raise _too_many(
                     of_user, most, "close one and try again", reason="concurrent_limit_reached"
                 )
         if policy.max_sessions is not None:
-            sessions = [each for each in self if each.identity.project_id == identity.project_id]
-            of_project = others + _count(sessions, connected_only=connected_only)
+            sessions = (each for each in self if each.identity.project_id == identity.project_id)
+            of_project = sum(map(counts, sessions))
             if of_project >= policy.max_sessions:
                 raise _too_many(
                     of_project,
@@ -110,7 +150,10 @@ class Registry:
 
     def enter(self, attached: Attached) -> None:
         """Enter a session that was let in before."""
-        self._by_user.setdefault(_user(attached.identity), set()).add(attached)
+        sessions = self._by_user.setdefault(_user(attached.identity), set())
+        if attached not in sessions:
+            sessions.add(attached)
+            self._count += 1
         self._empty.clear()
 
     def of_user(self, identity: Identity) -> list[Attached]:
@@ -121,7 +164,9 @@ class Registry:
         """Strike a session out. Safe to call again."""
         user = _user(attached.identity)
         sessions = self._by_user.get(user, set())
-        sessions.discard(attached)
+        if attached in sessions:
+            sessions.remove(attached)
+            self._count -= 1
         if not sessions:
             self._by_user.pop(user, None)
         if not self._by_user:
@@ -162,10 +207,6 @@ class Registry:
     async def wait_empty(self) -> None:
         """Wait until no session is open."""
         await self._empty.wait()
-
-
-def _count(sessions: Iterable[Attached], *, connected_only: bool) -> int:
-    return sum(each.is_connected or not connected_only for each in sessions)
 
 
 def _too_many(count: int, most: int, advice: str, *, reason: str) -> ConcurrencyLimitError:

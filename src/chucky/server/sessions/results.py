@@ -1,4 +1,4 @@
-"""The message that ends a turn."""
+"""The messages that a session makes itself: the first of all, and the one that ends a turn."""
 
 from __future__ import annotations
 
@@ -18,6 +18,19 @@ _PRECISE_SUBTYPES = {
     "STRUCTURED_OUTPUT": "error_max_structured_output_retries",
     "session_budget_exhausted": "error_max_budget_usd",
 }
+
+
+def init_message(grant: Grant) -> dict[str, Any]:
+    """Make the message that says what a session has, without its ids."""
+    return {
+        "type": "system",
+        "subtype": "init",
+        "cwd": "",
+        "tools": [tool.visible_name for tool in grant.tools],
+        "mcp_servers": [{"name": name, "status": "connected"} for name in grant.server_names],
+        "model": grant.model.id,
+        "permissionMode": "default",
+    }
 
 
 def result_message(

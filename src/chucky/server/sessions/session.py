@@ -20,10 +20,11 @@ from chucky.server.auth import Identity
 from chucky.server.engines.base import Answer, Content, Conversation, Engine, SessionSpec
 from chucky.server.ledger.accounts import Bill, amounts
 from chucky.server.ledger.windows import iso_time
+from chucky.server.sessions.capacity import TurnSlots
 from chucky.server.sessions.content import checked_content
 from chucky.server.sessions.log import Past, Post, SessionLog, SessionRecord, Write
 from chucky.server.sessions.mailbox import Complete, Mailbox, Outbox, Position
-from chucky.server.sessions.results import result_message
+from chucky.server.sessions.results import init_message, result_message
 from chucky.server.sessions.toolcalls import ToolCalls
 from chucky.server.sessions.turn import RunningTurn, TurnPayer
 
@@ -35,12 +36,23 @@ _REMEMBERED_INPUTS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a session may take at most."""
+    """What a session may take at most.
+
+    Attributes:
+        turn_timeout_seconds: How long a turn may take.
+        tool_timeout_seconds: How long a tool of its client may take.
+        queued_inputs: How many messages may wait.
+        frame_bytes: The largest frame its client may send.
+        stall_timeout_seconds: How long a turn may run without anything happening.
+        tail_seconds: How long what was sent is kept in memory after a turn.
+    """
 
     turn_timeout_seconds: float
     tool_timeout_seconds: float
     queued_inputs: int
     frame_bytes: int
+    stall_timeout_seconds: float
+    tail_seconds: float
 
 
 class Session:
@@ -59,6 +71,7 @@ class Session:
         limits: Limits,
         recheck: Callable[[Identity], None],
         open_payer: Callable[[Session, str, Callable[[ChuckyError], None]], TurnPayer],
+        turn_slots: TurnSlots,
         post: Post | None = None,
     ) -> None:
         """Make a session; :meth:`begin` decides what it may do.
@@ -71,6 +84,7 @@ class Session:
             recheck: Raises AuthenticationError once an identity is no longer good.
             open_payer: Makes the payer of a turn of this session, of the turn's id and of what ends
                 the turn when its compute is used up.
+            turn_slots: How many turns may run beside each other.
             post: Has something written in the store; None keeps no log.
         """
         self.session_id = str(uuid.uuid4())
@@ -80,6 +94,7 @@ class Session:
         self._limits = limits
         self._recheck = recheck
         self._open_payer = partial(open_payer, self)
+        self._turn_slots = turn_slots
         self._post = post
         self._log: SessionLog | None = None
         self._tool_calls = ToolCalls(
@@ -95,10 +110,12 @@ class Session:
         self._capabilities: frozenset[str] = frozenset()
         self._turn: RunningTurn | None = None
         self._idle = asyncio.Event()
+        self._idle.set()
         self._calls = 0
         self._spent_nanos = 0
         self._announced = False
         self._stopped: ChuckyError | None = None
+        self._interrupts_next = False
 
     @property
     def grant(self) -> Grant | None:
@@ -162,14 +179,13 @@ class Session:
             "maxFrameBytes": self._limits.frame_bytes,
             **({} if self._log is None else {"seq": self._log.last_seq}),
         }
-        if self.can_be_taken_up:
-            assert self._log is not None
+        if self.is_replayed and self._log is not None:
             self._mailbox.keep(self._log.last_seq)
         await self._mailbox.send(wire.control_frame("session_info", self._info))
 
     @property
-    def can_be_taken_up(self) -> bool:
-        """Whether a lost connection does not end a running turn: the client may come back."""
+    def is_replayed(self) -> bool:
+        """Whether its client can come back after its connection was lost."""
         return self.named(wire.REPLAY) and self._log is not None
 
     @property
@@ -177,28 +193,45 @@ class Session:
         """Whether nothing has happened in it yet."""
         return self._log is not None and self._log.last_seq == 0
 
+    @property
+    def can_be_taken_up(self) -> bool:
+        """Whether the client may do so now."""
+        return self.is_replayed and self._stopped is None
+
     def detach(self, outbox: Outbox) -> None:
         """Go on without this connection."""
         self._mailbox.detach(outbox)
 
     async def take_up(
-        self, identity: Identity, outbox: Outbox, after: Position, complete: Complete
+        self,
+        identity: Identity,
+        capabilities: frozenset[str],
+        outbox: Outbox,
+        after: Position,
+        complete: Complete,
     ) -> None:
         """Go on with another connection of the same client.
 
         Args:
             identity: What its token says.
+            capabilities: The extensions it names.
             outbox: Where frames go from now on.
             after: The last message the client has.
             complete: Reads messages that only the log has.
         """
-        self.identity = identity
-        await outbox.send(wire.control_frame("session_info", self._info))
+        assert self._log is not None
+        self.identity, self._capabilities = identity, capabilities
+        info = {**self._info, "seq": self._log.last_seq}
+        await outbox.send(wire.control_frame("session_info", info))
         await self.replay(outbox, after, complete)
 
     async def replay(self, outbox: Outbox, after: Position, complete: Complete) -> None:
         """Send what the client has not seen; see :meth:`take_up`."""
+        assert self._log is not None
         self._announced = self._announced or after.seq > 0
+        if after.seq > self._log.last_seq:
+            # The log is an older one, put back from a backup; `seq` has told the client.
+            after = Position(self._log.last_seq)
         await self._mailbox.attach(outbox, after, partial(complete, self.session_id))
         await self._tool_calls.send_again()
 
@@ -221,6 +254,8 @@ class Session:
         Raises:
             ChuckyError: Too many inputs wait already.
         """
+        if self._stopped is not None and self.is_replayed:
+            return  # the connection ends; the client sends on the next what was not answered here
         if user_input.uuid is not None:
             if user_input.uuid in self._seen:
                 logger.info("session %s: an input came twice", self.session_id)
@@ -244,16 +279,27 @@ class Session:
         self._tool_calls.deliver(reply)
 
     def interrupt(self) -> None:
-        """End the running turn now, because the user wants it."""
+        """End the running turn now, or the one that is about to begin: the user wants it."""
         if self._turn is not None:
-            self._turn.interrupt(
-                ChuckyError("The turn was interrupted.", code="INTERRUPTED", reason="interrupted")
-            )
+            self._turn.interrupt(_interrupted())
+        else:
+            self._interrupts_next = bool(self._inputs)
 
-    def stop(self, error: ChuckyError) -> None:
-        """End the running turn and every one that waits or comes with ``error``."""
+    def stop(self, error: ChuckyError, *, patience_seconds: float = 0.0) -> None:
+        """End the running turn and every one that waits or comes with ``error``.
+
+        Args:
+            error: Why.
+            patience_seconds: How long the running turn has to end by itself.
+        """
         self._stopped = error
-        if self._turn is not None:
+        if self.is_replayed:
+            self._inputs.clear()  # see `submit`
+        if self._turn is None:
+            return
+        if patience_seconds:
+            asyncio.get_running_loop().call_later(patience_seconds, self._turn.interrupt, error)
+        else:
             self._turn.interrupt(error)
 
     async def run(self) -> None:
@@ -262,8 +308,16 @@ class Session:
             while not self._inputs:
                 self._idle.set()
                 self._arrived.clear()
-                await self._arrived.wait()
+                await self._wait_for_input()
             await self._take_turn()
+
+    async def _wait_for_input(self) -> None:
+        try:
+            async with asyncio.timeout(self._limits.tail_seconds):
+                await self._arrived.wait()
+        except TimeoutError:
+            self._mailbox.forget()  # there may be many sessions in which nothing happens
+            await self._arrived.wait()
 
     async def wait_idle(self) -> None:
         """Wait until every input has its result."""
@@ -282,7 +336,7 @@ class Session:
         try:
             outcome = await self._outcome(turn, user_input.content)
             await self._end_turn(turn, outcome)
-        except asyncio.CancelledError:
+        except BaseException:
             self._abandon(turn)
             raise
         finally:
@@ -336,7 +390,9 @@ class Session:
     async def _outcome(self, turn: RunningTurn, content: Content) -> Answer | ChuckyError:
         try:
             return await turn.run(
-                self._answer(content, turn), timeout_seconds=self._limits.turn_timeout_seconds
+                self._answer(content, turn),
+                timeout_seconds=self._limits.turn_timeout_seconds,
+                stall_timeout_seconds=self._limits.stall_timeout_seconds,
             )
         except ChuckyError as error:
             return error
@@ -353,6 +409,9 @@ class Session:
     async def _answer(self, content: Content, turn: RunningTurn) -> Answer:
         if self._stopped is not None:
             raise self._stopped
+        if self._interrupts_next:
+            self._interrupts_next = False
+            raise _interrupted()
         grant, conversation = self._grant, self._conversation
         if isinstance(grant, ChuckyError):
             raise grant
@@ -362,8 +421,9 @@ class Session:
         content = checked_content(content)
         if not self._announced:
             self._announced = True
-            await turn.emit(_system_init(grant))
-        return await conversation.answer(content, turn)
+            await turn.emit(init_message(grant))
+        with self._turn_slots.taken():
+            return await conversation.answer(content, turn)
 
     def _spec(self, grant: Grant) -> SessionSpec:
         # The provider wants to tell users apart, but need not learn who they are.
@@ -422,6 +482,10 @@ class _Memory:
             self.log.append("context", json.dumps(step, separators=(",", ":")))
 
 
+def _interrupted() -> ChuckyError:
+    return ChuckyError("The turn was interrupted.", code="INTERRUPTED", reason="interrupted")
+
+
 def _owner(identity: Identity) -> tuple[str, str]:
     return identity.project_id, identity.user_id
 
@@ -433,16 +497,4 @@ def _times(session: SessionRecord) -> dict[str, Any]:
     return {
         "createdAt": iso_time(session.created_ms),
         "lastActivityAt": iso_time(session.active_ms),
-    }
-
-
-def _system_init(grant: Grant) -> dict[str, Any]:
-    return {
-        "type": "system",
-        "subtype": "init",
-        "cwd": "",
-        "tools": [tool.visible_name for tool in grant.tools],
-        "mcp_servers": [{"name": name, "status": "connected"} for name in grant.server_names],
-        "model": grant.model.id,
-        "permissionMode": "default",
     }

@@ -56,8 +56,10 @@ class ToolCalls:
 
     async def send_again(self) -> None:
         """Send every call that is open to a client that came back; it runs none a second time."""
-        for call in list(self._open.values()):
-            await self._send(call)
+        self._is_abandoned = False
+        for call_id, call in list(self._open.items()):
+            if call_id in self._open:  # none that was answered meanwhile
+                await self._send(call)
 
     def abandon(self) -> None:
         """Answer every call for a client that stays away, so that the model can go on."""

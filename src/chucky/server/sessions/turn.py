@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable
@@ -19,6 +20,8 @@ from chucky.server.model.payment import Payer
 from chucky.server.sessions.log import SessionLog, Write
 from chucky.server.sessions.mailbox import Mailbox
 from chucky.server.sessions.toolcalls import ToolCalls
+
+logger = logging.getLogger("chucky.server")
 
 # The published Python clients, which are the ones that speak the wrapped form, break off at a
 # frame of more than 1 MiB and then wait for minutes. A frame is ASCII: a character is a byte.
@@ -89,20 +92,34 @@ class RunningTurn:
         self._ids = itertools.count()
         self._task: asyncio.Task[Any] | None = None
         self._interruption: ChuckyError | None = None
+        self._steps = 0
+        self._open_calls = 0
 
     @property
     def duration_ms(self) -> int:
         """Milliseconds since the turn began."""
         return (time.monotonic_ns() - self._started_at) // 1_000_000
 
-    async def run(self, answering: Awaitable[Answer], *, timeout_seconds: float) -> Answer:
+    async def run(
+        self,
+        answering: Awaitable[Answer],
+        *,
+        timeout_seconds: float,
+        stall_timeout_seconds: float,
+    ) -> Answer:
         """Wait for the answer, for as long as it may take and until it is interrupted.
+
+        Args:
+            answering: Makes the answer.
+            timeout_seconds: How long that may take.
+            stall_timeout_seconds: How long nothing may happen meanwhile.
 
         Raises:
             ChuckyError: The turn took too long or was interrupted, or the answer failed so.
         """
         task = self._task = asyncio.current_task()
         assert task is not None
+        self._look_after(stall_timeout_seconds / 2)
         try:
             async with asyncio.timeout(timeout_seconds) as limit:
                 return await answering
@@ -121,6 +138,31 @@ class RunningTurn:
             raise self._interruption from None
         finally:
             self._task = None
+            self._looking.cancel()
+
+    def _look_after(self, seconds: float, last: tuple[int, int] = (-1, 0)) -> None:
+        """Look again after a while; a turn in which nothing happens for two whiles is ended."""
+        steps, idle_looks = last
+        is_waiting = self._open_calls > 0 or self.payer.overdue() is not None
+        idle_looks = idle_looks + 1 if steps == self._steps and not is_waiting else 0
+        if idle_looks == 2:
+            logger.error("session %s: a turn hangs and is ended", self._session_id)
+            self.interrupt(
+                ChuckyError(
+                    f"Nothing happened in the turn for {2 * seconds:g} s, so it was ended.",
+                    code="TIMEOUT",
+                    reason="turn_stalled",
+                )
+            )
+            return
+        loop = asyncio.get_running_loop()
+        self._looking = loop.call_later(
+            seconds, self._look_after, seconds, (self._steps, idle_looks)
+        )
+
+    def progressed(self) -> None:
+        """Note that something happened: the model said something, a tool answered."""
+        self._steps += 1
 
     def interrupt(self, error: ChuckyError) -> None:
         """End the turn with ``error``, unless it is over or being interrupted already."""
@@ -130,6 +172,7 @@ class RunningTurn:
 
     async def emit(self, message: dict[str, Any]) -> None:
         """Send a message of the agent, in the form of the input."""
+        self.progressed()
         message = self.addressed(message)
         text = wire.message_text(message)
         seq = None
@@ -169,8 +212,13 @@ class RunningTurn:
 
     async def call_tool(self, tool: ToolSpec, arguments: dict[str, Any]) -> ToolOutcome:
         """Have the client run a tool."""
-        with self.payer.waiting():
-            return await self._tool_calls.call(self._next_id(), tool, arguments)
+        self._open_calls += 1
+        try:
+            with self.payer.waiting():
+                return await self._tool_calls.call(self._next_id(), tool, arguments)
+        finally:
+            self._open_calls -= 1
+            self.progressed()
 
     def _next_id(self) -> str:
         """A UUID whose last digits count what this turn has sent."""

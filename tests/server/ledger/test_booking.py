@@ -216,6 +216,17 @@ def test_a_clock_that_jumps_neither_gives_nor_takes_money(ledger_db: Any, kind: 
 # --- every reservation ends once --------------------------------------------------------------
 
 
+def test_a_window_that_is_now_again_counts_what_is_booked_in_it(ledger_db: Any) -> None:
+    start_ms = ledger_db.clock.now_ms
+    ledger_db.spend(100, DAILY)
+    ledger_db.clock.now_ms = start_ms + 40 * DAY_MS
+    ledger_db.spend(10, EVER)
+    ledger_db.clock.now_ms = start_ms + 1
+    ledger_db.spend(1, EVER)
+    assert spent(look(ledger_db, DAILY)) == 101
+    assert spent(look(replace(ledger_db, rows=ledger_db.open_rows()), DAILY)) == 101
+
+
 def test_what_is_settled_again_is_booked_once(ledger_db: Any) -> None:
     held, _ = ledger_db.reserve(700, DAILY)
     settle = Settle(held, ledger_db.holder(), "ai", 500, limits=(DAILY,))
@@ -463,8 +474,11 @@ def test_the_largest_budget_and_spending_can_be_kept(ledger_db: Any) -> None:
 
 
 def test_a_second_process_sees_the_same_ledger(ledger_db: Any) -> None:
-    ledger_db.spend(600, DAILY)
-    ledger_db.rows = ledger_db.open_rows()
+    second = replace(ledger_db, rows=ledger_db.open_rows())
+    for turn in range(3):
+        for process in (ledger_db, second):
+            process.spend(100, DAILY)
+        assert spent(look(ledger_db, DAILY)) == 200 * (turn + 1)
     assert isinstance(ledger_db.reserve(401, DAILY)[1], Exceeded)
 
 

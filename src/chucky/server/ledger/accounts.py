@@ -254,3 +254,9 @@ class Account:
     spent: dict[Window, int] = field(default_factory=dict)
     has_spent: bool = False
     granted: tuple[int | None, Window] | None = None
+
+    def begin(self, now_ms: int) -> None:
+        """Let a transaction begin, at a moment."""
+        self.has_spent, self.granted = False, None
+        if not all(window.contains(now_ms) for window in self.spent):
+            self.spent = {each: sum_ for each, sum_ in self.spent.items() if each.contains(now_ms)}

@@ -22,6 +22,9 @@ from chucky.server.store import session_rows
 from chucky.server.store.database import now_ms, store_error
 from chucky.server.store.sqlite_file import Connection, faults, open_file, transaction
 
+# What is known of more accounts than this is read again.
+_MOST_KNOWN_ACCOUNTS: Final = 10_000
+
 # Keys and ids are given as one JSON text. CROSS JOIN: they come first, whatever the planner thinks.
 _ACCOUNTS: Final = f"""
 {columns.SELECT_ACCOUNTS}
@@ -137,7 +140,7 @@ class SqliteLedgerRows:
         self._path = path
         self._connection = connection
         self._clock_ms = clock_ms
-        self._price_ids: dict[str, int] = {}
+        self._known = _Known()
         self._lock = threading.Lock()
 
     @classmethod
@@ -158,38 +161,85 @@ class SqliteLedgerRows:
     @contextmanager
     def transaction(self) -> Iterator[SqliteLedgerTransaction]:
         """Begin a transaction; see :class:`~chucky.server.ledger.rows.LedgerRows`."""
-        try:
-            with self._lock, faults(self._path, store_error), transaction(self._connection):
-                yield SqliteLedgerTransaction(self._connection, self._clock_ms(), self._price_ids)
-        except BaseException:
-            self._price_ids.clear()  # some may have been rolled back
-            raise
+        with self._lock, faults(self._path, store_error):
+            try:
+                with transaction(self._connection):
+                    now_ms = self._clock_ms()
+                    self._known.check(self._connection, now_ms)
+                    yield SqliteLedgerTransaction(self._connection, now_ms, self._known)
+            except BaseException:
+                self._known.forget()  # some of it may have been rolled back
+                raise
+
+
+class _Known:
+    """Rows that this connection has read or written: nobody else has, so they need no reading.
+
+    Attributes:
+        accounts: Accounts by key; None where there is none.
+        anchors: Anchors by key; None where there is none.
+        reservations: Open reservations, not all of them.
+        price_ids: The numbers of prices.
+    """
+
+    def __init__(self) -> None:
+        self.accounts: dict[AccountKey, Account | None] = {}
+        self.anchors: dict[AnchorKey, int | None] = {}
+        self.reservations: dict[str, Reservation] = {}
+        self.price_ids: dict[str, int] = {}
+        self._seen = (0, 0)
+
+    def check(self, connection: Connection, now_ms: int) -> None:
+        """Forget everything if somebody else has written; within a transaction nobody can.
+
+        SQLite changes a number when another connection has (https://sqlite.org/pragma.html). Also
+        when the clock was set back: windows that are over are not kept, and one may be now again.
+        """
+        [data_version] = connection.execute("PRAGMA data_version").fetchone()
+        last_version, last_ms = self._seen
+        is_current = data_version == last_version and now_ms >= last_ms
+        if not is_current or len(self.accounts) > _MOST_KNOWN_ACCOUNTS:
+            self.forget()
+        self._seen = (data_version, now_ms)
+
+    def forget(self) -> None:
+        """Forget everything."""
+        self.accounts.clear()
+        self.anchors.clear()
+        self.reservations.clear()
+        self.price_ids.clear()
 
 
 class SqliteLedgerTransaction:
     """One transaction; see :class:`~chucky.server.ledger.rows.LedgerTransaction`."""
 
-    def __init__(self, connection: Connection, now_ms: int, price_ids: dict[str, int]) -> None:
+    def __init__(self, connection: Connection, now_ms: int, known: _Known) -> None:
         self.now_ms = now_ms
         self._connection = connection
         self._execute = connection.execute
         self._execute_many = connection.executemany
-        self._price_ids = price_ids
+        self._known = known
 
     def lock_accounts(
         self, keys: Collection[AccountKey], needed: Collection[AccountKey] = ()
     ) -> dict[AccountKey, Account]:
         """Read accounts, and create those that are needed and missing."""
-        found = self._accounts(keys)
-        if missing := [key for key in needed if key not in found]:
+        known = self._known.accounts
+        self._read_accounts([key for key in keys if key not in known])
+        if missing := [key for key in needed if known[key] is None]:
             for key in missing:
                 self._create_account(key)
-            found |= self._accounts(missing)
+            self._read_accounts(missing)
+        found = {key: account for key in keys if (account := known[key]) is not None}
+        for account in found.values():
+            account.begin(self.now_ms)
         return found
 
-    def _accounts(self, keys: Collection[AccountKey]) -> dict[AccountKey, Account]:
-        rows = self._execute(_ACCOUNTS, (json.dumps(list(keys)),))
-        return columns.accounts(rows, self.now_ms)
+    def _read_accounts(self, keys: Collection[AccountKey]) -> None:
+        if keys:
+            rows = self._execute(_ACCOUNTS, (json.dumps(list(keys)),))
+            self._known.accounts.update(dict.fromkeys(keys))
+            self._known.accounts.update(columns.accounts(rows, self.now_ms))
 
     def _create_account(self, key: AccountKey) -> None:
         statement = _CREATE_OF_PROJECT
@@ -199,8 +249,12 @@ class SqliteLedgerTransaction:
 
     def anchors(self, keys: Collection[AnchorKey]) -> dict[AnchorKey, int]:
         """Read anchors."""
-        rows = self._execute(_ANCHORS, (json.dumps(list(keys)),))
-        return {AnchorKey(*row[:3]): row[3] for row in rows}
+        known = self._known.anchors
+        if unknown := [key for key in keys if key not in known]:
+            rows = self._execute(_ANCHORS, (json.dumps(unknown),))
+            known.update(dict.fromkeys(unknown))
+            known.update((AnchorKey(*row[:3]), row[3]) for row in rows)
+        return {key: anchor_ms for key in keys if (anchor_ms := known[key]) is not None}
 
     def spent_between(self, key: AccountKey, start_ms: int, end_ms: int) -> int:
         """Sum entries."""
@@ -213,8 +267,13 @@ class SqliteLedgerTransaction:
 
     def reservations(self, ids: Collection[str]) -> dict[str, Reservation]:
         """Read open reservations."""
-        rows = self._execute(_RESERVATIONS, (json.dumps(list(ids)),))
-        return {row[0]: columns.reservation(row) for row in rows}
+        known = self._known.reservations
+        found = {each: known[each] for each in ids if each in known}
+        if len(found) < len(ids):
+            unknown = [each for each in ids if each not in found]
+            rows = self._execute(_RESERVATIONS, (json.dumps(unknown),))
+            found |= {row[0]: columns.reservation(row) for row in rows}
+        return found
 
     def expired(self, owner: str | None) -> list[Reservation]:
         """Read reservations that nobody renewed."""
@@ -238,6 +297,7 @@ class SqliteLedgerTransaction:
         self, owner: str, expires_ms: int, checkpoints: Mapping[str, tuple[int, Usage]]
     ) -> int:
         """Renew leases and write checkpoints."""
+        self._known.reservations.clear()
         self._execute_many(
             _CHECKPOINT,
             [
@@ -249,6 +309,7 @@ class SqliteLedgerTransaction:
 
     def forget_windows(self, project_id: str, user_id: str, kind: str) -> None:
         """Drop the sums of a window kind."""
+        self._known.accounts.clear()
         self._execute(_FORGET_WINDOWS, (kind, project_id, user_id))
 
     def append_events(
@@ -284,11 +345,20 @@ class SqliteLedgerTransaction:
         self._execute_many(_SET_ACCOUNT, columns.account_rows(accounts))
         self._execute_many(_SET_GRANTED, columns.granted_rows(accounts))
         self._execute_many(_SET_WINDOW, columns.window_rows(accounts))
+        self._remember(changes)
+
+    def _remember(self, changes: Changes) -> None:
+        known = self._known
+        known.anchors.update(changes.anchors)
+        known.reservations.update(changes.reservations)
+        for reservation_id in changes.ended:
+            known.reservations.pop(reservation_id, None)
 
     def _price_id(self, price: str) -> int | None:
         if not price:
             return None
-        if price not in self._price_ids:
+        ids = self._known.price_ids
+        if price not in ids:
             self._execute(_ADD_PRICE, (price,))
-            self._price_ids[price] = self._execute(_PRICE_ID, (price,)).fetchone()[0]
-        return self._price_ids[price]
+            ids[price] = self._execute(_PRICE_ID, (price,)).fetchone()[0]
+        return ids[price]

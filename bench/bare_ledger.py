@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import psycopg
 
+from chucky.server.ledger.operations import new_reservation_id
 from chucky.server.postgres_url import PostgresUrl
 from chucky.server.store import sqlite_file
 from chucky.server.store.ledger_columns import ENTRY, RESERVATION
@@ -82,7 +83,7 @@ class BareLedger:
 
     def spend(self) -> None:
         """Reserve and settle once for every user: two transactions."""
-        ids = {user: uuid.uuid4().hex for user in self._users}
+        ids = {user: new_reservation_id() for user in self._users}
         self._in_a_transaction(lambda: self._reserve_all(ids))
         self._in_a_transaction(lambda: self._settle_all(ids))
 

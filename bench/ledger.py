@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -25,7 +24,13 @@ from bench.figures import Figures, Row, Series, Target, percentile
 from bench.postgres import postgres_server
 from chucky.server.ledger.accounts import Holder, Limit
 from chucky.server.ledger.ledger import Ledger
-from chucky.server.ledger.operations import Booked, Granted, Reserve, Settle
+from chucky.server.ledger.operations import (
+    Booked,
+    Granted,
+    Reserve,
+    Settle,
+    new_reservation_id,
+)
 from chucky.server.ledger.rows import LedgerRows, LedgerTransaction
 from chucky.server.ledger.wishes import Wish
 from chucky.server.model.pricing import Price, Rate, Usage
@@ -168,7 +173,7 @@ async def _spend(rows: LedgerRows, callers: int, pairs: int) -> list[float]:
 async def _spend_alone(ledger: Ledger, holder: Holder, pairs: int, waited: list[float]) -> None:
     for _ in range(pairs):
         started_at = time.perf_counter()
-        call_id = uuid.uuid4().hex
+        call_id = new_reservation_id()
         wanted = Reserve(call_id, holder, "ai", _WISH, _LIMITS, price=_PRICE, usage=_USAGE)
         [granted] = await ledger.reserve(wanted, told=_never)
         assert isinstance(granted, Granted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from dataclasses import replace
 from datetime import datetime
@@ -32,6 +33,7 @@ from chucky.server.ledger.operations import (
     Sweep,
     TooFast,
     Void,
+    new_reservation_id,
 )
 from chucky.server.ledger.windows import iso_time, milliseconds
 from chucky.server.ledger.wishes import Wish
@@ -263,6 +265,17 @@ def test_a_reservation_that_is_asked_for_again_is_held_once(ledger_db: Any) -> N
     ledger_db.book(Settle(wanted.reservation_id, ledger_db.holder(), "ai", 5))
     assert isinstance(ledger_db.book(again)[0], Refused)
     assert spent(look(ledger_db, DAILY)) == 5
+
+
+def test_ids_of_reservations_are_uuids_in_the_order_of_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    moments = iter(range(1_789_387_200_000_000_000, 1_789_387_300_000_000_000, 10**9))
+    monkeypatch.setattr(time, "time_ns", lambda: next(moments))
+    ids = [new_reservation_id() for _ in range(100)]
+    assert ids == sorted(ids)
+    assert {uuid.UUID(each).version for each in ids} == {7}
+    assert len({each[13:] for each in ids}) == 100
 
 
 def test_what_nobody_reserved_cannot_be_ended(ledger_db: Any) -> None:

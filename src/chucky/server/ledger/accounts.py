@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 from chucky.errors import BudgetExceededError, ChuckyError, RateLimitError
@@ -17,6 +18,9 @@ METERS: tuple[Meter, ...] = ("ai", "compute")
 WARNED_PERCENTS = (95, 80)
 
 Scope = Literal["user", "project", "session"]
+
+# Every operation asks for its payer's keys several times.
+_REMEMBERED_KEYS = 1024
 
 
 class AccountKey(NamedTuple):
@@ -38,12 +42,13 @@ class Holder(NamedTuple):
 
     def key(self, scope: Scope, meter: Meter) -> AccountKey:
         """The account of a scope."""
-        if scope == "project":
-            return AccountKey(self.project_id, "", "", meter)
-        session_id = self.session_id if scope == "session" else ""
-        return AccountKey(self.project_id, self.user_id, session_id, meter)
+        of_user, of_project, of_session = account_keys(self, meter)
+        if scope == "user":
+            return of_user
+        return of_project if scope == "project" else of_session
 
 
+@lru_cache(_REMEMBERED_KEYS)
 def account_keys(holder: Holder, meter: Meter) -> tuple[AccountKey, ...]:
     """The accounts in which a payer's spending counts: the user's, the project's, the session's."""
     project_id, user_id, session_id, _ = holder

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -25,6 +24,7 @@ from chucky.server.ledger.operations import (
     Outcome,
     Reserve,
     Settle,
+    new_reservation_id,
 )
 from chucky.server.ledger.wishes import Wish
 
@@ -93,7 +93,7 @@ class ComputeClock:
     def first_slice(self) -> Reserve:
         """The reservation that has to be granted before :meth:`begin`."""
         # One that failed was given back, and what has ended never begins again.
-        self._reservation_id = uuid.uuid4().hex
+        self._reservation_id = new_reservation_id()
         return Reserve(
             self._reservation_id, self._holder, "compute", _SLICE, self._limits, self._rates
         )

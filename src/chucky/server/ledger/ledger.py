@@ -338,7 +338,7 @@ class Ledger:
             return book(transaction, groups, self._owner)
 
     def _answer(self, request: _Request, outcomes: list[Outcome]) -> None:
-        if any(
+        if self._lines and any(
             isinstance(each, Settle | Void | Sweep | Adjust | Reanchor)
             for each in request.operations
         ):

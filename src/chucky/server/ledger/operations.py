@@ -6,6 +6,8 @@ again, because nobody knows whether it was written, is done once.
 
 from __future__ import annotations
 
+import secrets
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +23,18 @@ from chucky.server.ledger.accounts import (
 )
 from chucky.server.ledger.wishes import Wish
 from chucky.server.model.pricing import Price, Usage
+
+
+def new_reservation_id() -> str:
+    """Make an id for a reservation: a UUID that begins with the time (RFC 9562, version 7), in hex.
+
+    What is new then lies side by side in the indexes of the database, and a commit writes half as
+    many pages as with ids that are random from the first digit.
+    """
+    random = secrets.randbits(74)
+    milliseconds = time.time_ns() // 1_000_000
+    value = milliseconds << 80 | 0x7 << 76 | random >> 62 << 64 | 0b10 << 62 | random % (1 << 62)
+    return f"{value:032x}"
 
 
 @dataclass(frozen=True, slots=True)

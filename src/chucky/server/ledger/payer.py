@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -38,6 +37,7 @@ from chucky.server.ledger.operations import (
     Settle,
     TooFast,
     Void,
+    new_reservation_id,
 )
 from chucky.server.ledger.wishes import Wish
 from chucky.server.model.payment import Charge, Payment, Quote
@@ -114,7 +114,7 @@ class TurnPayer:
         """Hold money for a call; see :class:`~chucky.server.model.payment.Payer`."""
         if not is_final and self._ledger.has_line(self._holder):
             return None
-        call_id = uuid.uuid4().hex
+        call_id = new_reservation_id()
         wish = self._wish(quote, is_final=is_final)
         wanted = Reserve(
             call_id,

@@ -45,6 +45,7 @@ _library_logger.setLevel(logging.WARNING)
 
 MAX_HANDSHAKE_FRAMES = 100
 CLOSE_TIMEOUT_SECONDS = 5.0
+_LEAVING = 1000  # how a client closes that does not come back
 
 _HOSTED_DOMAIN = "chucky.cloud"
 
@@ -208,21 +209,29 @@ class Connection:
             if self._unsent_bytes() == 0:  # else a ping would only queue up behind
                 await self.send(wire.ping_frame(time.time_ns() // 1_000_000))
 
-    async def close(self) -> None:
-        """Say goodbye and close; takes at most a few seconds, never raises."""
+    async def close(self, *, knows_codes: bool = False) -> None:
+        """Say goodbye and close; takes at most a few seconds, never raises.
+
+        Args:
+            knows_codes: Whether the server tells by the closing code a client that leaves from one
+                that was lost. Others have to be told in a frame.
+        """
         try:
             if self._socket.close_code is None:  # it is still open, or somebody is closing it
-                await self._say_goodbye()
+                await self._say_goodbye(knows_codes)
         except TimeoutError:
             pass  # the peer is gone or stuck: there is nobody to tell
         finally:
             self._socket.transport.abort()  # nothing happens when it is closed
 
-    async def _say_goodbye(self) -> None:
+    async def _say_goodbye(self, knows_codes: bool) -> None:
         async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS), asyncio.TaskGroup() as closing:
             closing.create_task(self._discard())
-            await self.send(wire.control_frame("close"))
-            await self._socket.close(1000, "Client disconnect")
+            if not knows_codes:
+                await self.send(wire.control_frame("close"))
+            if self._frame_log is not None:
+                self._frame_log.closing(_LEAVING)
+            await self._socket.close(_LEAVING, "Client disconnect")
 
     async def _discard(self) -> None:
         """Read what nobody wants any more; the peer's goodbye comes behind it."""

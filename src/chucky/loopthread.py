@@ -67,11 +67,13 @@ class LoopThread:
         except BaseException:  # a warning may be an error, too
             work.close()
             raise
-        future = self.submit(work)
+        future: Future[T] | None = None
         try:
+            future = self.submit(work)
             wait([future])
         except BaseException:
-            future.cancel()
+            if future is not None:
+                future.cancel()
             raise
         try:
             return future.result()

@@ -492,7 +492,7 @@ class Session:
         if self._opening is not None:
             self._opening.reschedule(asyncio.get_running_loop().time())
         if self._connection is not None:
-            await self._connection.close()
+            await self._connection.close(knows_codes=self._link.is_replayed)
 
 
 def _as_yielded(message: dict[str, Any]) -> Message:

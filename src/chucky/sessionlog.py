@@ -66,6 +66,10 @@ class FrameLog:
         """Log a frame of the server's."""
         self._write("<", frame)
 
+    def closing(self, code: int) -> None:
+        """Log that we close the connection."""
+        self._log.debug("session %s > closing with %d", self._log.session_id or "(new)", code)
+
     def _write(self, direction: str, frame: str | bytes) -> None:
         if self._log.isEnabledFor(logging.DEBUG):
             text = presentable(frame)

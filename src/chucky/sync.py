@@ -14,6 +14,7 @@ functions. ::
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import functools
 import weakref
@@ -90,9 +91,19 @@ def _iterating(
 
 def _each(owner: _Blocking[Any], stream: _Stream[T]) -> Generator[T, None, None]:
     end = object()
+    stepping: asyncio.Task[Any] | None = None
 
     async def step() -> Any:
+        nonlocal stepping
+        stepping = asyncio.current_task()
         return await anext(stream, end)
+
+    async def leave() -> None:
+        # Ctrl-C may come in the moment in which a step has begun and nobody waits for it yet.
+        if stepping is not None and not stepping.done():
+            stepping.cancel()
+            await asyncio.wait([stepping])
+        await stream.aclose()
 
     thread = owner._thread
     try:
@@ -100,7 +111,7 @@ def _each(owner: _Blocking[Any], stream: _Stream[T]) -> Generator[T, None, None]
             yield item
     finally:
         # Whoever leaves early waits for nothing: this may also be the garbage collector.
-        thread.submit_if_running(stream.aclose)
+        thread.submit_if_running(leave)
 
 
 def _opening(

@@ -77,6 +77,34 @@ async def test_at_four_fifths_of_the_window_the_conversation_is_summarised(
         assert boundaries(await answers(session, "What is my name?")) == []
 
 
+async def test_a_summary_is_none_of_the_calls_that_max_turns_allows(
+    small_server: Any, script: Callable[..., str]
+) -> None:
+    async with (
+        small_server as server,
+        Chucky(server.token(), server.url, "small", max_turns=1) as client,
+    ):
+        session = client.create_session()
+        await answers(session, "My name is Alice.")
+        await answers(session, script({"text": "Yes.", "usage": NEARLY_FULL}))
+        messages = await answers(session, "What is my name?")
+        assert len(boundaries(messages)) == 1
+        assert messages[-1].result == "Your name is Alice."
+
+
+async def test_no_summary_is_paid_for_where_max_turns_ends_the_turn_before_the_next_call(
+    small_server: Any, script: Callable[..., str]
+) -> None:
+    async with small_server as server, Chucky(server.token(), server.url, "small") as client:
+        session = client.create_session(tools=[look_up], max_turns=1)
+        await answers(session, "My name is Alice.")
+        call = {"tools": [{"name": "look_up"}], "usage": NEARLY_FULL}
+        messages = await answers(session, script(call))
+        assert messages[-1].error.code == "MAX_TURNS"
+        assert boundaries(messages) == []
+        assert messages[-1].num_turns == 2
+
+
 async def test_below_it_nothing_is_summarised(
     small_server: Any, script: Callable[..., str]
 ) -> None:

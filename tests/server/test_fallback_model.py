@@ -43,6 +43,24 @@ async def test_it_answers_when_all_attempts_have_failed_and_says_so(
     assert any("claude-haiku-4-5-20251001 answers" in warning for warning in warnings)
 
 
+async def test_attempts_that_failed_are_none_of_the_calls_that_max_turns_allows(
+    start_server: Any, start_provider: Any, api: Any, dial: Any
+) -> None:
+    def answer(request: dict[str, Any]) -> Any:
+        return OVERLOADED if request["model"] == "claude-sonnet-5" else api.says("I am here.")
+
+    async with (
+        start_provider(answer) as provider,
+        start_server(upstream_url=provider.url, model_attempts=2) as server,
+        dial(server.url, token=server.token()) as client,
+    ):
+        await client.send(type="init", payload={**INIT, "maxTurns": 1})
+        await client.ask("Hello")
+        result = await client.result()
+    assert (result["result"], result["num_turns"]) == ("I am here.", 1)
+    assert len(provider.requests) == 3
+
+
 async def test_it_has_its_own_price(
     start_server: Any, start_provider: Any, api: Any, dial: Any
 ) -> None:

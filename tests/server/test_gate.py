@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chucky.errors import BudgetExceededError, ChuckyError, ValidationError
+from chucky.server.model.allowance import Allowance
 from chucky.server.model.allowed import check_priceable
 from chucky.server.model.bounds import InputSize, input_nanos_bound, largest_context
 from chucky.server.model.catalog import Catalog, Model
@@ -57,6 +58,7 @@ class Purse:
     held_nanos: int | None = None
     max_tokens: int = 0
     progress: Any = None
+    allowance: Allowance = field(default_factory=Allowance)
 
     async def reserve(self, quote: Quote, *, is_final: bool) -> Purse | None:
         """Hold what the quote says, for as much output as there is money for."""

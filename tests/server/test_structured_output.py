@@ -131,6 +131,23 @@ async def test_the_model_gets_one_chance_to_correct_itself_and_is_told_what_was_
     assert "$.x: 1 is less than the minimum of 10" in told
 
 
+async def test_a_correction_is_one_of_the_calls_that_max_turns_allows(
+    start_server: Any, start_provider: Any, api: Any, dial: Any
+) -> None:
+    async with (
+        start_provider(api.says('{"x": 1}'), api.says('{"x": 10}')) as provider,
+        start_server(upstream_url=provider.url) as server,
+        dial(server.url, token=server.token()) as client,
+    ):
+        await client.send(type="init", payload=asking(POINT, maxTurns=1))
+        await client.ask("Go")
+        result = await client.result()
+        assert (result["subtype"], result["num_turns"]) == ("error_max_turns", 1)
+        assert len(provider.requests) == 1
+        await client.ask("Go on")
+        assert (await client.result())["structured_output"] == {"x": 10}
+
+
 @pytest.mark.parametrize("answer", ['{"x": 1}', "I would rather talk.", '{"x": NaN}', "[]"])
 @pytest.mark.parametrize("details", [True, False])
 async def test_then_the_turn_fails_and_the_session_goes_on(

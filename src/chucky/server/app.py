@@ -37,6 +37,7 @@ from chucky.server.ledger.ledger import Ledger
 from chucky.server.ledger.operations import Look, Seen
 from chucky.server.ledger.reports import usage_report
 from chucky.server.ledger.windows import milliseconds
+from chucky.server.model.allowance import Allowance
 from chucky.server.model.catalog import Catalog
 from chucky.server.model.gate import Gate, Provider
 from chucky.server.model.providers import Providers
@@ -343,7 +344,8 @@ class Service:
         self, session: Session, turn_id: str, end_turn: Callable[[ChuckyError], None]
     ) -> TurnPayer:
         if self._ledger is None or not self._settings.ledger:
-            return payer.FreePayer(self._ledger, session.session_id)
+            calls = None if session.grant is None else session.grant.max_turns
+            return payer.FreePayer(self._ledger, session.session_id, Allowance(calls))
         identity = session.identity
         return payer.TurnPayer(
             self._ledger,

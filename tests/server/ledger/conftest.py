@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from chucky import create_budget, create_token
 from chucky.server.ledger.accounts import Holder, Limit, Meter, Standing
 from chucky.server.ledger.booking import book
-from chucky.server.ledger.operations import Look, Operation, Outcome, Reserve, Seen, Settle
+from chucky.server.ledger.operations import Look, Operation, Outcome, Reserve, Seen, Settle, Void
 from chucky.server.ledger.rows import LedgerRows
 from chucky.server.ledger.wishes import Wish
 from chucky.server.store.postgres_ledger import PostgresLedgerRows
@@ -90,6 +90,10 @@ class LedgerDatabase:
         who = holder or self.holder()
         wanted = Reserve(reservation_id, who, meter, flat(amount), limits, **more)
         return reservation_id, self.book(wanted)[0]
+
+    def give_back(self, reservation_id: str) -> None:
+        """End a reservation of which nothing was spent."""
+        self.book(Void(reservation_id, self.holder(), "ai"))
 
     def spend(
         self, amount: int, *limits: Limit, holder: Holder | None = None, meter: Meter = "ai"

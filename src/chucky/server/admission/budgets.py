@@ -32,7 +32,8 @@ def turn_limits(identity: Identity, project: ProjectPolicy, grant: Grant | None)
             compute.append(_limit(scope, budget, budget.compute_seconds * _MILLISECONDS_PER_SECOND))
     if grant is not None and grant.max_budget_nanos is not None:
         ai.append(Limit("session", LIFETIME, grant.max_budget_nanos))
-    return TurnLimits(tuple(ai), tuple(compute), tuple(_rates(project)))
+    calls = None if grant is None else grant.max_turns
+    return TurnLimits(tuple(ai), tuple(compute), tuple(_rates(project)), calls)
 
 
 def user_limits(identity: Identity) -> dict[Meter, tuple[Limit, ...]]:

@@ -42,8 +42,6 @@ class SessionSpec:
         model: The model that answers.
         system_prompt: The system prompt; None for none.
         tools: The tools the model may call.
-        max_turns: How often the model may be called to answer one message; None for the
-            engine's own limit.
         include_partial_messages: Whether the client wants the model's events as they come.
         caller: An opaque name of user and session, told to the provider with every call.
         project_id: The project, whose provider key is used if it has one.
@@ -57,7 +55,6 @@ class SessionSpec:
     model: Model
     system_prompt: str | None
     tools: tuple[ToolSpec, ...]
-    max_turns: int | None
     include_partial_messages: bool
     caller: str
     project_id: str
@@ -103,7 +100,7 @@ class Turn(Protocol):
 
     @property
     def payer(self) -> Payer:
-        """Pays for the turn's model calls."""
+        """Pays for the turn's model calls, and knows how many it may make."""
         ...
 
     def progressed(self) -> None:

@@ -39,8 +39,6 @@ logger = logging.getLogger("chucky.server")
 
 # What is asked for when nothing else limits an answer.
 DEFAULT_MAX_TOKENS = 32_000
-# Ends a model that calls tools for ever, where neither client nor token set a limit.
-MAX_CALLS_PER_TURN = 200
 # How often the model may correct an answer that does not conform to the schema asked for.
 MAX_CORRECTIONS = 1
 
@@ -101,9 +99,8 @@ class MessagesConversation:
             raise
 
     async def _loop(self, turn: Turn) -> Answer:
-        limit = self._spec.max_turns or MAX_CALLS_PER_TURN
         corrections = MAX_CORRECTIONS
-        for _ in range(limit):
+        while True:
             reply = await self._call_model(turn)
             if calls := reply.tool_uses():
                 await self._run_tools(calls, turn)
@@ -115,12 +112,6 @@ class MessagesConversation:
                     raise
                 corrections -= 1
                 self._history.add_user(_blocks(fault.as_message()))
-        raise ChuckyError(
-            f"The answer was not finished after max_turns ({limit}) calls of the model; allow "
-            "more, or ask for less at once.",
-            code="MAX_TURNS",
-            reason="max_turns_reached",
-        )
 
     async def _final_answer(self, reply: Reply) -> Answer:
         text = reply.text()
@@ -163,7 +154,7 @@ class MessagesConversation:
             attempt += 1
             reply = Reply()
             try:
-                await self._stream(reply, request(self._model), turn, shows=shows)
+                await self._stream(reply, request(self._model), turn, shows=shows, aside=aside)
             except UpstreamError as error:
                 # What the client has seen of an answer must not come a second time.
                 if not error.retryable or (shows and reply.blocks):
@@ -192,7 +183,7 @@ class MessagesConversation:
         return True
 
     async def _stream(
-        self, reply: Reply, request: dict[str, Any], turn: Turn, *, shows: bool
+        self, reply: Reply, request: dict[str, Any], turn: Turn, *, shows: bool, aside: bool
     ) -> None:
         used = Meter()
         call = self._gate.call(
@@ -202,6 +193,7 @@ class MessagesConversation:
             payer=turn.payer,
             project_id=self._spec.project_id,
             betas=self._spec.betas,
+            is_aside=aside,
         )
         try:
             async with aclosing(call) as events:

@@ -40,6 +40,7 @@ from chucky.server.ledger.operations import (
     new_reservation_id,
 )
 from chucky.server.ledger.wishes import Wish
+from chucky.server.model.allowance import Allowance
 from chucky.server.model.payment import Charge, Payment, Quote
 
 # A call whose first quote does not pay for so much output is looked at more closely; so much may
@@ -62,11 +63,13 @@ class TurnLimits:
         ai: Limits of what its model calls may cost.
         compute: Limits of how long it may run.
         rates: How many turns may begin.
+        calls: How often it may call the model; None for the server's own limit.
     """
 
     ai: tuple[Limit, ...] = ()
     compute: tuple[Limit, ...] = ()
     rates: tuple[TurnRate, ...] = ()
+    calls: int | None = None
 
 
 Finish = Callable[[Bill], Callable[[Any], None]]
@@ -77,6 +80,7 @@ class TurnPayer:
     """Pays for one turn out of the ledger; see :class:`~chucky.server.model.payment.Payer`.
 
     Attributes:
+        allowance: How often it may call the model.
         charged_nanos: What its model calls have cost so far.
     """
 
@@ -106,6 +110,7 @@ class TurnPayer:
         self._beginning = asyncio.Lock()
         self._settlements: list[asyncio.Future[list[Outcome]]] = []
         self._due: list[Settle | Void] = []
+        self.allowance = Allowance(limits.calls)
         self.charged_nanos = 0
         self._has_ended = False
         self._waits_for: Standing | None = None
@@ -324,11 +329,13 @@ class FreePayer:
     Attributes:
         ledger: Writes what is to be written at the end of a turn, though nothing is booked.
         session_id: Whose turn it is.
+        allowance: How often the turn may call the model.
         charged_nanos: What was spent.
     """
 
     ledger: Ledger | None = None
     session_id: str = ""
+    allowance: Allowance = field(default_factory=Allowance)
     charged_nanos: int = 0
 
     async def reserve(self, quote: Quote, *, is_final: bool) -> Payment | None:

@@ -1,8 +1,9 @@
 """The one gate to a model: every model call of every engine goes through it.
 
-It makes one call, once: reserves what the call may cost, makes it with no more output than is paid
-for, and settles what it really used. Whether a failed call is made again is its caller's decision;
-each attempt is a call of its own here, with its own cost.
+It makes one call, once: takes one of the calls that the turn may make, reserves what it may cost,
+makes it with no more output than is paid for, and settles what it really used. Whether a failed
+call is made again is its caller's decision; each attempt is a call of its own here, with its own
+cost.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class _Count:
         stop_reason: Why the model stopped.
         is_final: Whether the report was made after the last of the answer.
         complete: Whether the stream came to its end.
+        has_failed: Whether the model did not answer. An answer that its reader left is one.
     """
 
     usage: Usage
@@ -53,6 +55,7 @@ class _Count:
     stop_reason: str | None = None
     is_final: bool = False
     complete: bool = False
+    has_failed: bool = False
 
     def take(self, event: Event) -> None:
         if event.delta is not None:
@@ -131,6 +134,7 @@ class Gate:
         payer: Payer,
         project_id: str,
         betas: Sequence[str] = (),
+        is_aside: bool = False,
     ) -> AsyncGenerator[Event, None]:
         """Call a model and yield its stream's events.
 
@@ -144,10 +148,13 @@ class Gate:
             payer: Pays for it.
             project_id: Whose call it is; a project may have a provider key of its own.
             betas: Beta features of the provider that this call uses.
+            is_aside: Whether it is made for the server's own sake: it gives back the call of the
+                turn's that it took.
 
         Raises:
             ValidationError: The model or something in the request has no price, or the provider
                 no credentials; nothing was sent.
+            ChuckyError: The turn may make no more calls (``MAX_TURNS``); nothing was sent.
             BudgetExceededError: Too little money is left; nothing was sent.
             CutShortError: The answer ended where no more was paid for, after its last event.
             UpstreamError: The call failed, or its stream broke off.
@@ -171,10 +178,13 @@ class Gate:
                         yield event
         except UpstreamError as error:
             count.usage = Usage() if error.is_free else count.usage
+            count.has_failed = not count.complete
             raise
         finally:
             charge = count.charge(price, payment.held_nanos)
             _end(payment, charge)
+            if is_aside or count.has_failed:
+                payer.allowance.give_back()
             meter.add(
                 Meter(
                     usage=charge.usage,
@@ -204,6 +214,23 @@ async def _paid_call(
 
 
 async def _reserve(
+    payer: Payer,
+    upstream: Upstream,
+    model: Model,
+    request: Mapping[str, Any],
+    price: Price,
+    betas: Sequence[str],
+) -> tuple[Payment, Usage]:
+    """Take one of the turn's calls, and hold what it may cost."""
+    payer.allowance.take()
+    try:
+        return await _hold(payer, upstream, model, request, price, betas)
+    except BaseException:
+        payer.allowance.give_back()
+        raise
+
+
+async def _hold(
     payer: Payer,
     upstream: Upstream,
     model: Model,

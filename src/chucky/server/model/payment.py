@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from chucky.errors import BudgetExceededError, ChuckyError
+from chucky.server.model.allowance import Allowance
 from chucky.server.model.pricing import Price, Usage
 
 
@@ -89,6 +90,11 @@ class Payment(Protocol):
 
 class Payer(Protocol):
     """Pays for everything a turn does."""
+
+    @property
+    def allowance(self) -> Allowance:
+        """How often the turn may call a model."""
+        ...
 
     async def reserve(self, quote: Quote, *, is_final: bool) -> Payment | None:
         """Hold money for a call.

@@ -432,7 +432,6 @@ class Session:
             model=grant.model,
             system_prompt=grant.system_prompt,
             tools=grant.tools,
-            max_turns=grant.max_turns,
             include_partial_messages=grant.include_partial_messages,
             caller=f"user_{hashlib.sha256(user).hexdigest()}_session_{self.session_id}",
             project_id=self.identity.project_id,

@@ -22,6 +22,7 @@ from urllib.parse import urlencode
 
 import psycopg
 import pytest
+from psycopg.rows import dict_row
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -214,6 +215,10 @@ class Place(Protocol):
         """Run a statement past the store and return the rows it found."""
         ...
 
+    def query(self, statement: str) -> list[dict[str, Any]]:
+        """Run a query past the store and return the rows it found, with their names."""
+        ...
+
     def outage(self) -> AbstractContextManager[None]:
         """A time in which nobody can use it."""
         ...
@@ -229,6 +234,12 @@ class SqlitePlace:
         """Run a statement past the store and return the rows it found."""
         with closing(sqlite3.connect(self.db, isolation_level=None)) as connection:
             return connection.execute(statement).fetchall()
+
+    def query(self, statement: str) -> list[dict[str, Any]]:
+        """Run a query past the store and return the rows it found, with their names."""
+        with closing(sqlite3.connect(self.db)) as connection:
+            connection.row_factory = sqlite3.Row
+            return [dict(row) for row in connection.execute(statement)]
 
     @contextmanager
     def outage(self) -> Iterator[None]:
@@ -252,10 +263,19 @@ class PostgresPlace:
 
     def execute(self, statement: str) -> list[tuple[Any, ...]]:
         """Run a statement past the store and return the rows it found."""
-        url, options = self.db.secret_url, "-c search_path=chucky"
-        with psycopg.connect(url, autocommit=True, options=options) as connection:
+        with self.connect(autocommit=True) as connection:
             cursor = connection.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []
+
+    def query(self, statement: str) -> list[dict[str, Any]]:
+        """Run a query past the store and return the rows it found, with their names."""
+        with self.connect() as connection:
+            return connection.cursor(row_factory=dict_row).execute(statement.encode()).fetchall()
+
+    def connect(self, *, autocommit: bool = False) -> psycopg.Connection[tuple[Any, ...]]:
+        """A connection past the store."""
+        options = "-c search_path=chucky"
+        return psycopg.connect(self.db.secret_url, autocommit=autocommit, options=options)
 
     def cut(self) -> None:
         """Cut every connection to it."""

@@ -1,10 +1,11 @@
-"""A real server that is killed, or whose disk is full or locked: what the books say then."""
+"""A real server that is killed, or whose database fails under it: what the books say then."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
+import os
 import random
 import re
 import resource
@@ -16,17 +17,25 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from chucky import Chucky, ChuckyError, create_budget, create_token, tool
+from chucky.server.ledger.booking import LEASE_MS
+from chucky.server.postgres_url import PostgresUrl
+
+if TYPE_CHECKING:
+    from tests.server.conftest import Place, PostgresPlace
 
 WAIT_SECONDS = 40
 MODEL = "claude-sonnet-5-5"
 USERS = ("ann", "bob", "cyd")
-# What one turn of the test costs: 3 calls of 1,000 tokens in and 50 out.
-TURN_NANOS = 3 * (1_000 * 2_000 + 50 * 10_000)
+COMMAND = Path(sys.executable).parent / "chucky"
+_OTHERS = """
+    SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
+    AND backend_type = 'client backend'
+"""
 
 
 @dataclass
@@ -36,13 +45,14 @@ class ServerProcess:
     Attributes:
         process: It.
         url: Where it listens.
-        db: Its database.
+        place: Its database.
+        project: The id and the secret of a project in it.
         said: What it has said.
     """
 
     process: asyncio.subprocess.Process
     url: str
-    db: Path
+    place: Place
     project: dict[str, str]
     said: list[str] = field(default_factory=list)
 
@@ -60,16 +70,21 @@ class ServerProcess:
             await self.process.wait()
 
 
+def environment(place: Place) -> dict[str, str]:
+    """The environment of a command on a database."""
+    db = place.db.secret_url if isinstance(place.db, PostgresUrl) else str(place.db)
+    return {**os.environ, "CHUCKY_DB": db}
+
+
 @asynccontextmanager
-async def serving(db: Path) -> AsyncIterator[ServerProcess]:
+async def serving(place: Place) -> AsyncIterator[ServerProcess]:
     """Run a server with the offline model on a database, until it is stopped or killed."""
-    command = Path(sys.executable).parent / "chucky"
     process = await asyncio.create_subprocess_exec(
-        *(command, "serve", "--port", "0", "--db", db),
+        *(COMMAND, "serve", "--port", "0"),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-        cwd=db.parent,
+        env=environment(place),
     )
     said: list[str] = []
     assert process.stdout is not None
@@ -80,9 +95,9 @@ async def serving(db: Path) -> AsyncIterator[ServerProcess]:
                 assert line, "".join(said)
                 said.append(line.decode())
         reading = asyncio.create_task(_read(process.stdout, said))
-        project = await asyncio.to_thread(_project, db)
+        project = await asyncio.to_thread(_project, place)
         try:
-            yield ServerProcess(process, found[0], db, project, said)
+            yield ServerProcess(process, found[0], place, project, said)
         finally:
             if process.returncode is None:
                 process.terminate()
@@ -100,29 +115,21 @@ async def _read(stream: asyncio.StreamReader, said: list[str]) -> None:
         said.append(line.decode())
 
 
-def _project(db: Path) -> dict[str, str]:
-    with closing(sqlite3.connect(db)) as connection:
-        [row] = connection.execute(
-            "SELECT project_id, secret FROM projects JOIN project_keys USING (project_id)"
-        ).fetchall()
-    return {"id": row[0], "secret": row[1]}
+def _project(place: Place) -> dict[str, str]:
+    query = "SELECT project_id, secret FROM projects JOIN project_keys USING (project_id)"
+    [(project_id, secret)] = place.execute(query)
+    return {"id": project_id, "secret": secret}
 
 
 # --- counting again ---------------------------------------------------------------------------
 
 
-def faults_of_the_books(db: Path) -> list[str]:
+def faults_of_the_books(place: Place) -> list[str]:
     """Count everything again from the entries, and say what does not agree."""
-    with closing(sqlite3.connect(db)) as connection:
-        connection.row_factory = sqlite3.Row
-        entries = connection.execute(
-            "SELECT * FROM ledger_entries LEFT JOIN ledger_prices USING (price_id)"
-        ).fetchall()
-        accounts = connection.execute("SELECT * FROM ledger_accounts").fetchall()
-        windows = connection.execute(
-            "SELECT * FROM ledger_windows JOIN ledger_accounts USING (account_id)"
-        ).fetchall()
-        held = connection.execute("SELECT * FROM ledger_reservations").fetchall()
+    entries = place.query("SELECT * FROM ledger_entries LEFT JOIN ledger_prices USING (price_id)")
+    accounts = place.query("SELECT * FROM ledger_accounts")
+    windows = place.query("SELECT * FROM ledger_windows JOIN ledger_accounts USING (account_id)")
+    held = place.query("SELECT * FROM ledger_reservations")
     faults = [f"{each['reservation_id']} is still open" for each in held]
     for account in accounts:
         settled = sum(each["amount"] for each in entries if _is_of(each, account))
@@ -159,27 +166,36 @@ def _faults_of_entry(entry: Any) -> Iterator[str]:
             yield f"{dict(entry)} is not what its tokens cost"
 
 
-def spent_by_session(db: Path) -> dict[str, int]:
+def spent_by_session(place: Place) -> dict[str, int]:
     """What the model calls of each session have cost."""
-    with closing(sqlite3.connect(db)) as connection:
-        return dict(
-            connection.execute(
-                "SELECT session_id, sum(amount) FROM ledger_entries WHERE meter = 'ai' GROUP BY 1"
-            ).fetchall()
-        )
+    query = "SELECT session_id, sum(amount) FROM ledger_entries WHERE meter = 'ai' GROUP BY 1"
+    return {session_id: int(amount) for session_id, amount in place.execute(query)}
 
 
-def count_of_expired(db: Path) -> int:
+def count_of_expired(place: Place) -> int:
     """How many reservations ended because their process had died."""
-    with closing(sqlite3.connect(db)) as connection:
-        query = "SELECT count(*) FROM ledger_entries WHERE kind = 'expire'"
-        return int(connection.execute(query).fetchone()[0])
+    [(count,)] = place.execute("SELECT count(*) FROM ledger_entries WHERE kind = 'expire'")
+    return int(count)
 
 
-def count_of_held(db: Path) -> int:
+def count_of_held(place: Place) -> int:
     """How many reservations are open."""
-    with closing(sqlite3.connect(db)) as connection:
-        return int(connection.execute("SELECT count(*) FROM ledger_reservations").fetchone()[0])
+    [(count,)] = place.execute("SELECT count(*) FROM ledger_reservations")
+    return int(count)
+
+
+async def verify(place: Place) -> None:
+    """See that ``chucky verify`` finds nothing wrong either."""
+    process = await asyncio.create_subprocess_exec(
+        *(COMMAND, "verify"),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env=environment(place),
+    )
+    async with asyncio.timeout(WAIT_SECONDS):
+        said, _ = await process.communicate()
+    assert process.returncode == 0, said.decode()
 
 
 # --- kill -9 ----------------------------------------------------------------------------------
@@ -235,10 +251,10 @@ async def work_until_killed(server: ServerProcess, told: Told, numbers: Iterator
             workers.create_task(worker(user))
 
 
-async def kill_at_one_point(db: Path, chance: random.Random, numbers: Iterator[int]) -> Told:
+async def kill_at_one_point(place: Place, chance: random.Random, numbers: Iterator[int]) -> Told:
     """Start a server, let turns run, and kill it in the middle of them."""
     told = Told(wanted=chance.randint(0, 12))
-    async with serving(db) as server:
+    async with serving(place) as server:
         working = asyncio.create_task(work_until_killed(server, told, numbers))
         try:
             async with asyncio.timeout(WAIT_SECONDS):
@@ -253,11 +269,21 @@ async def kill_at_one_point(db: Path, chance: random.Random, numbers: Iterator[i
     return told
 
 
-async def look_after_a_restart(db: Path, told: dict[str, int]) -> None:
+def let_leases_end(place: Place) -> None:
+    """Let the time pass after which a server that shares a database has to be dead."""
+    if isinstance(place.db, PostgresUrl):
+        while place.execute(_OTHERS):  # what it was doing when it died is ended by PostgreSQL
+            pass
+        place.execute(f"UPDATE ledger_reservations SET expires_ms = expires_ms - {LEASE_MS}")
+
+
+async def look_after_a_restart(place: Place, told: dict[str, int]) -> None:
     """Start a server again: nothing is wrong, nothing is missing, and nobody is blocked."""
-    async with serving(db) as server:
-        assert await asyncio.to_thread(faults_of_the_books, db) == []
-        spent = await asyncio.to_thread(spent_by_session, db)
+    async with asyncio.timeout(WAIT_SECONDS):
+        await asyncio.to_thread(let_leases_end, place)
+    async with serving(place) as server:
+        assert await asyncio.to_thread(faults_of_the_books, place) == []
+        spent = await asyncio.to_thread(spent_by_session, place)
         missing = {
             each: (told[each], spent.get(each)) for each in told if spent.get(each, 0) < told[each]
         }
@@ -267,25 +293,26 @@ async def look_after_a_restart(db: Path, told: dict[str, int]) -> None:
                 group.create_task(server.client(user).prompt("What is 2 + 2?")) for user in USERS
             ]
         assert not any(each.result().is_error for each in prompts)
-    assert await asyncio.to_thread(faults_of_the_books, db) == []
+    assert await asyncio.to_thread(faults_of_the_books, place) == []
+    await verify(place)
 
 
 @pytest.mark.parametrize(
     "points",
-    [4, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(1_800)])],
+    [3, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(1_800)])],
 )
 async def test_a_server_killed_in_the_middle_of_turns_loses_nothing(
-    tmp_path: Path, seed: int, points: int
+    place: Place, seed: int, points: int
 ) -> None:
-    chance, db = random.Random(seed), tmp_path / "chucky.db"
+    chance = random.Random(seed)
     numbers = iter(range(10**9))
     told: dict[str, int] = {}
     for point in range(points):
-        told |= (await kill_at_one_point(db, chance, numbers)).nanos
+        told |= (await kill_at_one_point(place, chance, numbers)).nanos
         if point % 10 == 9 or point == points - 1:
-            await look_after_a_restart(db, told)
+            await look_after_a_restart(place, told)
     assert told
-    assert await asyncio.to_thread(count_of_expired, db) > 0
+    assert await asyncio.to_thread(count_of_expired, place) > 0
 
 
 # --- disks and locks --------------------------------------------------------------------------
@@ -302,20 +329,21 @@ def full_disk(server: ServerProcess) -> Iterator[None]:
         resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (most, most))
 
 
-async def until_settled(db: Path) -> None:
+async def until_settled(place: Place) -> None:
     """Wait until everything that is due is written."""
     async with asyncio.timeout(WAIT_SECONDS):
-        while await asyncio.to_thread(faults_of_the_books, db):  # noqa: ASYNC110
+        while await asyncio.to_thread(faults_of_the_books, place):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of another process are Linux's")
 @pytest.mark.slow
+@pytest.mark.parametrize("place", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("when", ["before a turn", "in a turn"])
 async def test_on_a_full_disk_turns_fail_clearly_and_nothing_is_lost(
-    tmp_path: Path, when: str
+    place: Place, when: str
 ) -> None:
-    async with serving(tmp_path / "chucky.db") as server:
+    async with serving(place) as server:
         assert not (await server.client("ann").prompt("What is 2 + 2?")).is_error
         slow = "Hi.\n```offline\n" + json.dumps([{"text": "late", "delay_ms": 1_000}]) + "\n```"
         async with asyncio.timeout(WAIT_SECONDS), AsyncExitStack() as stack:
@@ -323,27 +351,89 @@ async def test_on_a_full_disk_turns_fail_clearly_and_nothing_is_lost(
                 stack.enter_context(full_disk(server))
             turn = asyncio.create_task(server.client("ann").prompt(slow))
             if when == "in a turn":
-                while not await asyncio.to_thread(count_of_held, server.db):  # noqa: ASYNC110
+                while not await asyncio.to_thread(count_of_held, place):  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
                 stack.enter_context(full_disk(server))
             result = await turn
             assert result.error.code == "STORE_ERROR"
             if when == "before a turn":
                 assert "free some space" in result.result or "check the disk" in result.result
-        await until_settled(server.db)
+        await until_settled(place)
         assert not (await server.client("ann").prompt("What is 2 + 2?")).is_error
-        await until_settled(server.db)
+        await until_settled(place)
 
 
 @pytest.mark.slow
-async def test_while_another_program_locks_the_database_turns_fail_clearly(tmp_path: Path) -> None:
-    async with serving(tmp_path / "chucky.db") as server:
+@pytest.mark.parametrize("place", ["sqlite"], indirect=True)
+async def test_while_another_program_locks_the_database_turns_fail_clearly(place: Place) -> None:
+    async with serving(place) as server:
         assert not (await server.client("ann").prompt("What is 2 + 2?")).is_error
-        with closing(sqlite3.connect(server.db, check_same_thread=False)) as connection:
+        with closing(sqlite3.connect(str(place.db), check_same_thread=False)) as connection:
             await asyncio.to_thread(connection.execute, "BEGIN IMMEDIATE")
             result = await server.client("ann").prompt("What is 2 + 2?")
             assert result.error.code == "STORE_ERROR"
             assert "locked" in result.result
             await asyncio.to_thread(connection.execute, "ROLLBACK")
-        await until_settled(server.db)
+        await until_settled(place)
         assert not (await server.client("ann").prompt("What is 2 + 2?")).is_error
+
+
+# --- connections ------------------------------------------------------------------------------
+
+
+def cut_who_waits(place: PostgresPlace) -> None:
+    """Cut the first connection that is found waiting for accounts in a transaction."""
+    query = """
+        SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+        WHERE datname = current_database() AND wait_event_type = 'Lock'
+    """
+    while not place.execute(query):
+        pass
+
+
+@contextmanager
+def accounts_held(place: PostgresPlace) -> Iterator[None]:
+    """Hold all accounts, so that who books waits in the middle of a transaction."""
+    with place.connect() as connection:
+        connection.execute("SELECT 1 FROM ledger_accounts FOR UPDATE")
+        yield
+
+
+@pytest.mark.parametrize("when", ["a call is reserved", "a call is settled"])
+async def test_a_connection_cut_in_a_transaction_fails_a_turn_clearly_or_not_at_all(
+    postgres_place: PostgresPlace, when: str
+) -> None:
+    place = postgres_place
+    usage = {"usage": {"input_tokens": 1_000, "output_tokens": 50}}
+    slow = json.dumps([{"text": "late", "delay_ms": 1_000, **usage}])
+    async with serving(place) as server, asyncio.timeout(WAIT_SECONDS):
+        assert not (await server.client("ann").prompt("What is 2 + 2?")).is_error
+        before = await asyncio.to_thread(spent_by_session, place)
+
+        def ask() -> asyncio.Task[Any]:
+            prompt = f"Hi.\n```offline\n{slow}\n```"
+            return asyncio.create_task(server.client("ann").prompt(prompt))
+
+        if when == "a call is settled":
+            turn = ask()
+            while not await asyncio.to_thread(count_of_held, place):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        with accounts_held(place):
+            if when == "a call is reserved":
+                turn = ask()
+            await asyncio.to_thread(cut_who_waits, place)
+        result = await turn
+        await until_settled(place)
+        spent = await asyncio.to_thread(spent_by_session, place)
+        if when == "a call is reserved":
+            assert result.error.code == "STORE_ERROR"
+            assert "did not answer to the end" in result.result
+            assert spent.get(result.session_id, 0) == 0
+            assert sum(spent.values()) == sum(before.values())
+        else:
+            assert not result.is_error
+            told = round(result.total_cost_usd * 10**6) * 1_000
+            assert told - 1_000 < spent[result.session_id] <= told
+        assert not (await server.client("ann").prompt("What is 2 + 2?")).is_error
+        await until_settled(place)
+        await verify(place)

@@ -25,8 +25,20 @@ from chucky.server.store.postgres_ledger import PostgresLedgerRows
 from chucky.server.store.sqlite_ledger import SqliteLedgerRows
 
 if TYPE_CHECKING:
-    from tests.server.conftest import Place
+    from tests.conftest import PostgresServer
+    from tests.server.conftest import Place, PostgresPlace
 
+# Only entries are protected from this, by a trigger that a replica does not have.
+_EMPTIED = """
+    SET session_replication_role = replica;
+    DO $$
+    DECLARE name TEXT;
+    BEGIN
+        FOR name IN SELECT tablename FROM pg_tables WHERE schemaname = 'chucky'
+            AND (tablename LIKE 'ledger%' OR tablename LIKE 'session%')
+        LOOP EXECUTE 'DELETE FROM chucky.' || name; END LOOP;
+    END $$
+"""
 # A Monday in the middle of a month.
 START_MS = 1_789_387_200_000
 
@@ -109,6 +121,27 @@ class LedgerDatabase:
 def flat(amount: int) -> Wish:
     """A wish for an amount that is wanted whole or not at all."""
     return Wish(amount, 0, 0, 0, 0, 0)
+
+
+@pytest.fixture(scope="session")
+def _postgres_urls() -> dict[str, str]:
+    """The address of the database that the tests here use one after the other."""
+    return {}
+
+
+@pytest.fixture
+def postgres_url(postgres: PostgresServer, _postgres_urls: dict[str, str]) -> str:
+    """The address of a database with empty books: to make one anew takes longer than most tests."""
+    if not _postgres_urls:
+        _postgres_urls["books"] = postgres.create_database()
+    return _postgres_urls["books"]
+
+
+@pytest.fixture
+def postgres_place(postgres_place: PostgresPlace) -> PostgresPlace:
+    """A PostgreSQL database with empty books."""
+    postgres_place.execute(_EMPTIED)
+    return postgres_place
 
 
 @pytest.fixture

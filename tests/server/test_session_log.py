@@ -173,7 +173,7 @@ async def test_a_database_that_fails_for_a_while_costs_no_event_and_doubles_none
     assert [each.uuid for each in messages] == [each.uuid for each in streamed]
     for kept, seen in zip(messages, streamed, strict=True):
         # What a client is told of a turn that could not be written in time is not the last word.
-        assert kept == seen or (keeps_budgets and is_late(seen))
+        assert kept == seen or is_late(seen)
     assert [event.seq for event in events] == list(range(1, len(events) + 1))
     assert (record.turns, record.turn_id) == (8, "")
     assert record.calls == last.num_turns
@@ -228,3 +228,32 @@ async def test_what_is_written_late_leaves_no_gap_and_says_nothing_about_what_ru
         ([1, 2, 3, 4], "second", 1),
         ([1, 2, 3, 4], "second", 1),
     ]
+
+
+async def test_a_turn_that_the_database_has_failed_does_not_wait_for_it(
+    start_server: Any, transactions: Transactions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(payer, "_SETTLING_SECONDS", 3_600)
+    async with start_server() as server, Chucky(server.token(), server.url) as client:
+        session = client.create_session()
+        await ask(session, "Hello")
+        transactions.fault = lambda: "before"
+        # It would wait for an hour.
+        refused = (await ask(session, "What is 2 + 2?"))[-1]
+        assert is_late(refused)
+        assert "locked by a test" in refused.result
+        transactions.fault = str
+        assert (await ask(session, "What is 3 + 3?"))[-1].subtype == "success"
+        assert [each.uuid for each in await session.history() if each.uuid == refused.uuid]
+
+
+async def test_an_answer_waits_for_a_database_that_fails_for_a_moment(
+    start_server: Any, transactions: Transactions
+) -> None:
+    async with start_server() as server, Chucky(server.token(), server.url) as client:
+        session = client.create_session()
+        await ask(session, "Hello")
+        faults = iter(["", *["before"] * 5])
+        transactions.fault = lambda: next(faults, "")
+        assert (await ask(session, "What is 2 + 2?"))[-1].result == "2 + 2 = 4."
+        assert list(faults) == []

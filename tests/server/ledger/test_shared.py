@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -39,6 +40,7 @@ from chucky.server.ledger.operations import (
 from chucky.server.ledger.rows import LedgerRows
 from chucky.server.ledger.wishes import Wish
 from chucky.server.store import postgres_database
+from chucky.server.store.database import store_error
 from chucky.server.store.postgres_ledger import PostgresLedgerRows, PostgresLedgerTransaction
 
 if TYPE_CHECKING:
@@ -354,6 +356,57 @@ async def test_what_a_dead_process_held_comes_back_to_who_waits_for_it(
     assert granted.standings[0].spent == 300
     [(kind, estimated)] = place.execute("SELECT kind, is_estimated FROM ledger_entries")
     assert (kind, estimated) == ("expire", True)
+
+
+@dataclass
+class Outage:
+    """A database that is away when the test says so, for one process."""
+
+    rows: LedgerRows
+    is_out: bool = False
+    tries: int = 0
+
+    @contextmanager
+    def transaction(self) -> Iterator[Any]:
+        """Begin a transaction, if the database is there."""
+        self.tries += 1
+        if self.is_out:
+            raise store_error("The database is away by a test.")
+        with self.rows.transaction() as transaction:
+            yield transaction
+
+    def close(self) -> None:
+        """Leave that to whoever opened it."""
+
+    async def tried(self, times: int) -> None:
+        """Wait until there were so many more transactions; the test's time limit ends it."""
+        wanted = self.tries + times
+        while self.tries < wanted:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+
+async def test_after_an_outage_others_have_the_time_of_a_lease_to_renew_theirs(
+    place: PostgresPlace,
+    start: Callable[..., Process],
+    monkeypatch: pytest.MonkeyPatch,
+    loop_time: Any,
+) -> None:
+    monkeypatch.setattr(ledger_module, "BEAT_SECONDS", 0.01)
+    other, process = [await asyncio.to_thread(start) for _ in range(2)]
+    theirs = hold(900)
+    await asyncio.to_thread(other.book, theirs)
+    outage = Outage(process.rows)
+    async with running(Process(outage)):
+        outage.is_out = True
+        await outage.tried(2)
+        await asyncio.to_thread(aged, place)
+        outage.is_out = False
+        await outage.tried(5)
+        assert await asyncio.to_thread(stand, other, PLENTY) == (0, 900)
+        # It never came back: what it held is free when the time is over.
+        loop_time.advance(LEASE_MS / 1_000)
+        await outage.tried(2)
+        assert await asyncio.to_thread(stand, other, PLENTY) == (0, 0)
 
 
 # --- many callers -----------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
+from asyncio import FIRST_COMPLETED
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,11 +18,12 @@ from dataclasses import dataclass, field
 
 from chucky.errors import ChuckyError
 from chucky.server.ledger.accounts import Holder, Standing
-from chucky.server.ledger.booking import Group, book
+from chucky.server.ledger.booking import LEASE_MS, Group, book
 from chucky.server.ledger.operations import (
     Adjust,
     Also,
     Beat,
+    Booked,
     Busy,
     Checkpoint,
     Done,
@@ -101,6 +103,7 @@ class Ledger:
         self._arrived = asyncio.Event()
         self._overdue: deque[_Request] = deque()
         self._is_overdue = asyncio.Event()
+        self._refusal = asyncio.Event()
         self._lines: dict[tuple[str, str], _Line] = {}
         self._given_back = asyncio.Event()
         self._posted: defaultdict[str, set[asyncio.Future[list[Outcome]]]] = defaultdict(set)
@@ -202,14 +205,45 @@ class Ledger:
         posted = self._posted.get(about)
         if not posted:
             return
-        _, unwritten = await asyncio.wait(set(posted), timeout=_WRITTEN_SECONDS)
-        if unwritten:
+        if not await self.all_written(list(posted), timeout_seconds=_WRITTEN_SECONDS):
             raise ChuckyError(
                 "What happened before cannot be written at the moment; it will be. Try again; the "
                 "server's log says why.",
                 code="STORE_ERROR",
                 reason="ledger_unavailable",
             )
+
+    async def all_written(
+        self,
+        posted: Sequence[asyncio.Future[list[Outcome]]],
+        *,
+        timeout_seconds: float,
+        is_patient: bool = True,
+    ) -> bool:
+        """Wait until what was posted is written.
+
+        Args:
+            posted: What :meth:`post` gave.
+            timeout_seconds: How long to wait at most.
+            is_patient: Whether also when the database fails meanwhile. What must be written is
+                written as soon as it can be, whoever waits for it.
+
+        Returns:
+            Whether all of it is written.
+        """
+        if not posted:
+            return True
+        if is_patient:
+            return not (await asyncio.wait(posted, timeout=timeout_seconds))[1]
+        refused = asyncio.create_task(self._refusal.wait())
+        written = asyncio.create_task(asyncio.wait(posted))
+        try:
+            first = {refused, written}
+            await asyncio.wait(first, timeout=timeout_seconds, return_when=FIRST_COMPLETED)
+        finally:
+            refused.cancel()
+            written.cancel()
+        return all(each.done() for each in posted)
 
     def has_line(self, holder: Holder) -> bool:
         """Whether others of this user wait for money, and would be passed by who does not."""
@@ -346,6 +380,7 @@ class Ledger:
             self._given_back = asyncio.Event()
         if not request.done.done():
             request.done.set_result(outcomes)
+        _log_what_came_too_late(request.operations, outcomes)
         if request.is_abandoned:
             self._give_back(
                 [
@@ -360,12 +395,17 @@ class Ledger:
             logger.error("the ledger cannot be written and is tried again: %s", error)
             self._overdue.append(request)
             self._is_overdue.set()
+            self._note_refusal()
             return
         # A commit whose answer was lost may have held what nobody knows of.
         self._give_back(request.operations)
         if not request.done.done():
             request.done.set_exception(error)
             request.done.exception()  # nobody may be waiting any more
+
+    def _note_refusal(self) -> None:
+        self._refusal.set()
+        self._refusal = asyncio.Event()
 
     def _give_back(self, operations: Sequence[Operation]) -> None:
         """Void what was reserved; what was not, is not there to be voided."""
@@ -393,6 +433,7 @@ class Ledger:
             except Exception as error:
                 logger.error("the ledger still cannot be written: %s", error)
                 self._overdue.rotate(-1)
+                self._note_refusal()
                 return False
             self._overdue.popleft()
             self._answer(request, outcomes)
@@ -400,19 +441,41 @@ class Ledger:
         return True
 
     async def _keep_beating(self) -> None:
+        loop = asyncio.get_running_loop()
+        sweeps_from = loop.time()
         while True:
             await asyncio.sleep(BEAT_SECONDS)
+            may_sweep = loop.time() >= sweeps_from
             operations: list[Operation] = []
-            if self._watched or self._lines:
+            if self._watched or self._lines or not may_sweep:
                 checkpoints = filter(None, [look() for look in list(self._watched.values())])
                 operations.append(Beat(self._owner, tuple(checkpoints)))
-            if self._is_shared:
+            if self._is_shared and may_sweep:
                 operations.append(Sweep())
             try:
                 if operations:
                     await self.ask(*operations)
             except ChuckyError as error:
                 logger.warning("the leases of running calls were not renewed: %s", error)
+                # Nor were those of others, perhaps, who live and have to be left the time for it.
+                sweeps_from = loop.time() + LEASE_MS / 1_000
+
+
+def _log_what_came_too_late(operations: Group, outcomes: Sequence[Outcome]) -> None:
+    for spent, booked in zip(operations, outcomes, strict=False):
+        if (
+            isinstance(spent, Settle)
+            and isinstance(booked, Booked)
+            and (booked.kind, booked.amount) != ("settle", spent.amount)
+        ):
+            logger.warning(
+                "%d (%s) was spent and %d is booked for %s, because its lease had ended (%s)",
+                spent.amount,
+                spent.meter,
+                booked.amount,
+                spent.reservation_id,
+                booked.kind,
+            )
 
 
 def _own_fault() -> ChuckyError:

@@ -106,13 +106,15 @@ class TurnPayer:
         self._holder = holder
         self._limits = limits
         self._min_output_tokens = min_output_tokens
-        self._clock = ComputeClock(ledger, holder, limits.compute, limits.rates, end_turn)
+        self._end_turn = end_turn
+        self._clock = ComputeClock(ledger, holder, limits.compute, limits.rates, self._stop)
         self._beginning = asyncio.Lock()
         self._settlements: list[asyncio.Future[list[Outcome]]] = []
         self._due: list[Settle | Void] = []
         self.allowance = Allowance(limits.calls)
         self.charged_nanos = 0
         self._has_ended = False
+        self._is_refused = False  # the database has failed this turn
         self._waits_for: Standing | None = None
 
     async def reserve(self, quote: Quote, *, is_final: bool) -> CallPayment | None:
@@ -159,15 +161,26 @@ class TurnPayer:
         return await self._hold(wanted, may_wait=may_wait)
 
     async def _hold(self, *group: Reserve, may_wait: bool) -> Outcome:
-        if may_wait:
-            outcomes = await self._ledger.reserve(*group, told=self._note_wait)
-            self._waits_for = None  # not on the way of an error: `overdue` asks afterwards
-        else:
-            outcomes = await self._ledger.ask(*group)
+        try:
+            if may_wait:
+                outcomes = await self._ledger.reserve(*group, told=self._note_wait)
+                self._waits_for = None  # not on the way of an error: `overdue` asks afterwards
+            else:
+                outcomes = await self._ledger.ask(*group)
+        except ChuckyError as error:
+            self._note_fault(error)
+            raise
         first = outcomes[0]
         if not self._clock.has_begun and isinstance(first, Granted):
             self._clock.begin(first)
         return outcomes[-1]
+
+    def _stop(self, error: ChuckyError) -> None:
+        self._note_fault(error)
+        self._end_turn(error)
+
+    def _note_fault(self, error: ChuckyError) -> None:
+        self._is_refused = self._is_refused or error.code == "STORE_ERROR"
 
     def _note_wait(self, standing: Standing) -> None:
         self._waits_for = standing
@@ -232,7 +245,8 @@ class TurnPayer:
     async def close(self, finish: Finish | None = None) -> Bill:
         """End the turn, and wait until all it has cost is written.
 
-        What cannot be written now is written as soon as it can be, also after an error here.
+        What cannot be written now is written as soon as it can be, also after an error here. An
+        answer is worth waiting for a database that fails; a turn that it has failed already is not.
 
         Args:
             finish: Gives what is to be written in the transaction that books the last of it. It is
@@ -271,17 +285,7 @@ class TurnPayer:
         return Bill(self.charged_nanos)
 
     async def _written(self, posted: Sequence[asyncio.Future[list[Outcome]]]) -> list[Outcome]:
-        if not posted:
-            return []
-        _, unwritten = await asyncio.wait(posted, timeout=_SETTLING_SECONDS)
-        if unwritten:
-            raise ChuckyError(
-                "What this turn has cost cannot be written at the moment; it will be. The server's "
-                "log says why.",
-                code="STORE_ERROR",
-                reason="ledger_unavailable",
-            )
-        return [outcome for each in posted for outcome in each.result()]
+        return await _outcomes(self._ledger, posted, is_patient=not self._is_refused)
 
 
 class CallPayment:
@@ -359,12 +363,25 @@ class FreePayer:
         """End nothing."""
 
     async def close(self, finish: Finish | None = None) -> Bill:
-        """Say what was spent, after having ``finish`` written."""
+        """Say what was spent, after having ``finish`` written.
+
+        Raises:
+            ChuckyError: It could not be written in time.
+        """
         bill = Bill(self.charged_nanos)
+        has_given_up = False
+
+        def write(transaction: Any, _outcomes: Sequence[Outcome]) -> None:
+            if finish is not None and not has_given_up:
+                finish(bill)(transaction)
+
         if finish is not None and self.ledger is not None:
-            await self.ledger.post(
-                Also(lambda transaction, _: finish(bill)(transaction), self.session_id)
-            )
+            posted = self.ledger.post(Also(write, self.session_id))
+            try:
+                await _outcomes(self.ledger, [posted], is_patient=True)
+            except ChuckyError:
+                has_given_up = True
+                raise
         return bill
 
 
@@ -385,6 +402,22 @@ class _FreePayment:
 
     def exhausted(self) -> ChuckyError:
         raise AssertionError("nothing is cut short where everything is paid for")
+
+
+async def _outcomes(
+    ledger: Ledger, posted: Sequence[asyncio.Future[list[Outcome]]], *, is_patient: bool
+) -> list[Outcome]:
+    is_written = await ledger.all_written(
+        posted, timeout_seconds=_SETTLING_SECONDS, is_patient=is_patient
+    )
+    if not is_written:
+        raise ChuckyError(
+            "What this turn has cost cannot be written at the moment; it will be. The server's "
+            "log says why.",
+            code="STORE_ERROR",
+            reason="ledger_unavailable",
+        )
+    return [outcome for each in posted for outcome in each.result()]
 
 
 def _checkpoint(call_id: str, charge: Charge) -> Checkpoint:

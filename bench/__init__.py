@@ -20,6 +20,7 @@ NAMES = (
     "churn",
     "tools",
     "ledger",
+    "parallel_calls",
     "resume",
 )
 """All benchmarks, in the order in which they run and are shown."""

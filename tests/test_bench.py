@@ -22,6 +22,7 @@ NAMES = (
     "churn",
     "tools",
     "ledger",
+    "parallel_calls",
     "resume",
 )
 NEED_PUBLISHED = {"imports", "churn", "tools"}

@@ -4,8 +4,8 @@ Five callers at a time make model calls of one turn, each 15,000 tokens in and 6
 32,000 are asked for: held like that, five of them would not fit a budget of two dollars beside each
 other. They go through the real gate and the real ledger in an SQLite file, to the offline model in
 another process. It takes two seconds for an answer, which is faster than a real model. The peer
-makes the same calls of the same model without a budget and without a ledger. Ours and the peer take turns; each block of ours begins
-with a new user and two whole dollars, of which it spends most.
+makes the same calls of the same model without a budget and without a ledger. Ours and the peer take
+turns; each block of ours begins with a new user and two whole dollars, of which it spends most.
 """
 
 from __future__ import annotations

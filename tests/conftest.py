@@ -258,7 +258,12 @@ class Server:
     http_url: str
     project_id: str
     hmac_key: str = field(repr=False)
-    db: Path
+    database: str
+
+    @property
+    def db(self) -> Path:
+        """Its database, where that is a file."""
+        return Path(self.database)
 
     def token(
         self,
@@ -287,10 +292,28 @@ def chucky_command() -> str:
 def server(chucky_command: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server for the whole run; take a user of your own in it."""
     directory = tmp_path_factory.mktemp("server")
-    db = directory / "chucky.db"
-    with _running([chucky_command, "serve", "--port", "0", "--db", str(db)], directory) as address:
+    with _serving(chucky_command, str(directory / "chucky.db"), directory) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_server(
+    chucky_command: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    _running_postgres: PostgresServer,
+) -> Iterator[Server]:
+    """The same on a PostgreSQL database. Before it ask for ``postgres``, and set ``PGPASSWORD``."""
+    db = _running_postgres.create_database().replace(f":{_running_postgres.password}@", "@")
+    directory = tmp_path_factory.mktemp("postgres-server")
+    with _serving(chucky_command, db, directory) as server:
+        yield server
+
+
+@contextmanager
+def _serving(chucky_command: str, db: str, directory: Path) -> Iterator[Server]:
+    with _running([chucky_command, "serve", "--port", "0", "--db", db], directory) as address:
         created = subprocess.run(
-            [chucky_command, "projects", "create", "tests", "--json", "--db", str(db)],
+            [chucky_command, "projects", "create", "tests", "--json", "--db", db],
             cwd=directory,
             check=True,
             capture_output=True,
@@ -302,7 +325,7 @@ def server(chucky_command: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
             http_url=f"http://{address}",
             project_id=project["projectId"],
             hmac_key=project["hmacKey"],
-            db=db,
+            database=db,
         )
 
 

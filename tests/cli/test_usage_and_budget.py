@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from chucky import create_budget, create_token
 from chucky.cli.app import app
 from chucky.server.store import Store
 from chucky.sync import Chucky
@@ -31,6 +32,7 @@ TOKENS = {
     "cache_read_input_tokens": 400,
     "cache_creation": {"ephemeral_5m_input_tokens": 200, "ephemeral_1h_input_tokens": 100},
 }
+NO_TOKENS = {"input_tokens": 0, "output_tokens": 0}
 # By hand, at 3, 15, 0.30, 3.75 and 6 dollars per million tokens.
 COST_NANOS = 1_000 * 3_000 + 20 * 15_000 + 400 * 300 + 200 * 3_750 + 100 * 6_000
 
@@ -69,7 +71,7 @@ class User:
             return client.prompt(message)
 
     def usage(self, *arguments: object) -> str:
-        where = ("--user", self.name, "--db", self.server.db)
+        where = ("--user", self.name, "--db", self.server.database)
         return said(chucky("usage", *arguments, *where))
 
     def lines(self, *arguments: object) -> list[dict[str, Any]]:
@@ -78,13 +80,27 @@ class User:
         return read
 
     def budget(self, command: str, *arguments: object) -> Result:
-        where = ("--project", "tests", "--db", self.server.db)
+        where = ("--project", "tests", "--db", self.server.database)
         return chucky("budget", command, self.name, *arguments, *where)
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+def any_server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """A server on each kind of database in turn."""
+    name = "server"
+    if request.param == "postgres":
+        monkeypatch.setenv("PGPASSWORD", request.getfixturevalue("postgres").password)
+        name = "postgres_server"
+    server: Server = request.getfixturevalue(name)
+    return server
+
+
+only_sqlite = pytest.mark.parametrize("any_server", ["sqlite"], indirect=True)
+
+
 @pytest.fixture
-def user(server: Server) -> User:
-    return User(server)
+def user(any_server: Server) -> User:
+    return User(any_server)
 
 
 @pytest.fixture
@@ -268,12 +284,98 @@ def test_a_refund_of_somebody_elses_charge_is_refused(spender: User) -> None:
         (("credit", "\x07", "--dollars", "1"), "user id must not contain control characters"),
         (("credit", "ann", "--dollars", "1", "--project", "nobody"), "no project 'nobody'"),
         (("anchor", "ann", "lifetime", "2026-01-31"), "A lifetime has no beginning"),
+        (("project", "credit", "default"), "Give one of --dollars and --compute-seconds"),
+        (("project", "credit", "nobody", "--dollars", "1"), "no project 'nobody'"),
+        (("project", "show", "nobody"), "no project 'nobody'"),
+        (("project", "anchor", "default", "lifetime", "2026-01-31"), "A lifetime has no"),
     ],
 )
 def test_a_correction_that_makes_no_sense_is_refused(
     server: Server, arguments: tuple[str, ...], sentence: str
 ) -> None:
     assert sentence in refused(chucky("budget", *arguments, "--db", server.db))
+
+
+# --- the budget of a project ------------------------------------------------------------------
+
+
+class Project:
+    """A project of a running server with a budget of its own: two cents a day."""
+
+    def __init__(self, server: Server, policy: Path) -> None:
+        self.server = server
+        self.name = f"project-{uuid.uuid4().hex}"
+        made = json.loads(said(self.run("projects", "create", self.name, "--json")))
+        self.project_id, self.hmac_key = made["projectId"], made["hmacKey"]
+        budgets = [{"ai": 20_000, "window": "day"}]
+        policy.write_text(json.dumps({"budgets": budgets, "models": [MODEL]}))
+        said(self.run("projects", "policy", self.name, "--set", policy))
+        # The server sees it within a second.
+        while self.ask("probe", model="haiku", tokens={}).subtype == "success":
+            pass
+
+    def run(self, *arguments: object) -> Result:
+        return chucky(*arguments, "--db", self.server.database)
+
+    def ask(self, user: str, model: str = MODEL, tokens: dict[str, Any] = TOKENS) -> Any:
+        """Have a turn of one call of one of its users."""
+        budget = create_budget(1_000, 100)
+        token = create_token(user, self.project_id, self.hmac_key, budget)
+        script = json.dumps([{"text": "Done.", "usage": {**NO_TOKENS, **tokens}}])
+        with Chucky(token, self.server.url, model=model) as client:
+            return client.prompt(f"Go.\n```offline\n{script}\n```")
+
+    def budget(self, command: str, *arguments: object) -> Result:
+        return self.run("budget", "project", command, self.name, *arguments)
+
+    def day(self) -> dict[str, Any]:
+        """How its dollars of the day stand."""
+        lines = json.loads(said(self.budget("show", "--json")))
+        [day] = [line for line in lines if (line["meter"], line["window"]) == ("ai", "day")]
+        assert isinstance(day, dict)
+        return day
+
+
+@pytest.fixture
+def project(any_server: Server, tmp_path: Path) -> Project:
+    return Project(any_server, tmp_path / "policy.json")
+
+
+def test_the_budget_of_a_project_is_shown_and_corrected_apart_from_its_users(
+    project: Project,
+) -> None:
+    assert "Nothing was ever reserved under a budget of the project" in said(project.budget("show"))
+    calls = 0
+    while (last := project.ask("ann")).subtype == "success":
+        calls += 1
+    assert last.error.reason == "developer_budget_exhausted"
+    assert project.ask("bob").error.reason == "developer_budget_exhausted"
+    told = said(project.budget("credit", "--dollars", "0.5", "--note", "sorry"))
+    assert told == f"Gave $0.50 to the project {project.name}.\n"
+    assert project.ask("bob").subtype == "success"
+    assert project.day()["spent"] == (calls + 1) * COST_NANOS - 500_000_000
+    # Nobody has more of a budget of their own by it.
+    where = ("--project", project.name, "--json")
+    lines = json.loads(said(project.run("budget", "show", "bob", *where)))
+    assert {line["spent"] for line in lines if line["meter"] == "ai"} == {COST_NANOS}
+
+    now = datetime.now(UTC).isoformat()
+    told = said(project.budget("anchor", "day", now))
+    assert told == f"Windows of a day begin at {now[:23]}Z for the project {project.name}.\n"
+    assert project.day()["spent"] == 0
+    assert project.ask("ann").subtype == "success"
+    assert said(project.run("verify")).startswith("All adds up")
+
+
+def test_usage_shows_what_was_given_to_a_project_beside_its_users(project: Project) -> None:
+    project.ask("ann")
+    said(project.budget("credit", "--dollars", "1"))
+    said(project.budget("credit", "--compute-seconds", "2"))
+    lines = json.loads(said(project.run("usage", "--project", project.name, "--json")))
+    given = {line["user"]: (line["creditedNanos"], line["creditedMs"]) for line in lines}
+    assert given.pop("") == (10**9, 2_000)
+    assert set(given.values()) == {(0, 0)}
+    assert "–" in said(project.run("usage", "--project", project.name))
 
 
 # --- prices -----------------------------------------------------------------------------------
@@ -305,12 +407,12 @@ def test_prices_are_shown_with_their_source_and_date_and_whose_they_are(tmp_path
 
 
 def test_everything_a_running_server_has_booked_adds_up(spender: User) -> None:
-    text = said(chucky("verify", "--db", spender.server.db))
+    text = said(chucky("verify", "--db", spender.server.database))
     assert re.fullmatch(
         r"All adds up: [\d,]+ entries, \d+ open reservations, [\d,]+ accounts, [\d,]+ windows\.\n",
         text,
     )
-    told = json.loads(said(chucky("verify", "--json", "--db", spender.server.db)))
+    told = json.loads(said(chucky("verify", "--json", "--db", spender.server.database)))
     assert told["ok"] is True
     assert told["problems"] == []
     assert told["entries"] >= 2
@@ -328,6 +430,7 @@ def copy(spender: User, tmp_path: Path) -> Iterator[tuple[Path, sqlite3.Connecti
         yield path, made
 
 
+@only_sqlite
 def test_what_does_not_add_up_is_named_and_ends_with_1(
     spender: User, copy: tuple[Path, sqlite3.Connection]
 ) -> None:
@@ -351,6 +454,7 @@ def test_what_does_not_add_up_is_named_and_ends_with_1(
     assert [f"{each['row']}: {each['sentence']}" for each in told["problems"]] == [first]
 
 
+@only_sqlite
 def test_what_has_no_price_is_listed_with_what_the_provider_reported(
     spender: User, copy: tuple[Path, sqlite3.Connection]
 ) -> None:

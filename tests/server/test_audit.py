@@ -185,7 +185,7 @@ CHANGES = {
     "a project has other totals than its users": (
         "UPDATE ledger_accounts SET settled = settled - 1 WHERE user_id = ''",
         "account of project",
-        "the accounts of its users together say",
+        "the accounts of its users and its own credits together say",
     ),
     "a window has another sum": (
         "UPDATE ledger_windows SET spent = spent + 1 WHERE window_kind = 'month'",
@@ -412,6 +412,21 @@ def test_a_clock_that_is_set_back_and_forth_is_no_mistake(books: Books) -> None:
         books.offset_ms = offset_ms
         books.call()
         assert books.problems() == []
+
+
+def test_a_credit_of_a_project_is_no_users(books: Books) -> None:
+    books.call()
+    books.call(user="bob")
+    project = Holder(books.project_id, "")
+    give_credit(books.rows, project, "ai", 3)
+    give_credit(books.rows, project, "compute", 5)
+    move_anchor(books.rows, project, "month", now_ms() - DAY_MS)
+    give_credit(books.rows, books.holder(session=""), "ai", 7)
+    query = "SELECT settled FROM ledger_accounts WHERE meter = 'ai' AND user_id = '{}' {}"
+    settled = books.place.execute(query.format("", ""))
+    assert settled == [(2 * COST - 10,)]
+    assert books.place.execute(query.format("ann", "AND session_id = ''")) == [(COST - 7,)]
+    assert books.problems() == []
 
 
 def test_a_refund_reaches_the_budget_of_its_session(books: Books) -> None:

@@ -86,7 +86,7 @@ class Balance(NamedTuple):
 
 
 class ProjectTotal(NamedTuple):
-    """The account of a project that differs from those of its users together."""
+    """The account of a project that differs from those of its users and its own credits."""
 
     key: AccountKey
     settled: int
@@ -184,7 +184,7 @@ class AuditRows(Protocol):
         ...
 
     def false_project_totals(self) -> Iterable[ProjectTotal]:
-        """Accounts of projects that differ from those of their users together."""
+        """Accounts of projects that differ from those of their users and their own credits."""
         ...
 
     def windows(self) -> Iterable[WindowSum]:
@@ -279,7 +279,7 @@ def _balances(rows: AuditRows) -> Iterator[Problem]:
         yield Problem(
             _account(total.key),
             f"It says settled {total.settled}, reserved {total.reserved}; the accounts of its "
-            f"users together say settled {total.settled_by_users}, reserved "
+            f"users and its own credits together say settled {total.settled_by_users}, reserved "
             f"{total.reserved_by_users}.",
         )
 

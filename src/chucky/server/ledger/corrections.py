@@ -20,11 +20,11 @@ _OWNER = "operator"
 def give_credit(
     rows: LedgerRows, holder: Holder, meter: Meter, amount: int, note: str = ""
 ) -> None:
-    """Give a user an amount, which counts in the windows that are now.
+    """Give an amount, which counts in the windows that are now.
 
     Args:
         rows: The ledger.
-        holder: The user.
+        holder: The user; without one, the project itself.
         meter: Of what.
         amount: How much, in the meter's unit; more than 0.
         note: Why.
@@ -89,7 +89,7 @@ def refund(
 
 
 def move_anchor(rows: LedgerRows, holder: Holder, window: str, anchor_ms: int) -> None:
-    """Have a user's windows of a kind begin at a moment, before and after it.
+    """Have a user's (or project's) windows of a kind begin at a moment, before and after it.
 
     Raises:
         ChuckyError: It could not be written.

@@ -145,16 +145,23 @@ HAVING (sum(kept) = 0 AND user_id <> '' AND session_id = '')
     OR (sum(kept) > 0 AND (sum(kept_settled) <> sum(counted_settled)
         OR sum(kept_reserved) <> sum(counted_reserved)))
 """
+# Beside what its users spend a project has what an operator gave to it and to none of them.
 _FALSE_PROJECT_TOTALS: Final = """
+WITH parts AS (
+    SELECT project_id, meter, settled, reserved FROM ledger_accounts
+    WHERE user_id <> '' AND session_id = ''
+    UNION ALL
+    SELECT project_id, meter, amount, 0 FROM ledger_entries
+    WHERE user_id = '' AND kind = 'credit'
+)
 SELECT project.project_id, project.meter, project.settled, project.reserved,
-    coalesce(sum(users.settled), 0), coalesce(sum(users.reserved), 0)
-FROM ledger_accounts AS project LEFT JOIN ledger_accounts AS users
-    ON users.project_id = project.project_id AND users.meter = project.meter
-        AND users.user_id <> '' AND users.session_id = ''
+    coalesce(sum(parts.settled), 0), coalesce(sum(parts.reserved), 0)
+FROM ledger_accounts AS project LEFT JOIN parts
+    ON parts.project_id = project.project_id AND parts.meter = project.meter
 WHERE project.user_id = ''
 GROUP BY project.project_id, project.meter, project.settled, project.reserved
-HAVING coalesce(sum(users.settled), 0) <> project.settled
-    OR coalesce(sum(users.reserved), 0) <> project.reserved
+HAVING coalesce(sum(parts.settled), 0) <> project.settled
+    OR coalesce(sum(parts.reserved), 0) <> project.reserved
 """
 # Of users and of projects apart, so that each has an index for its sums.
 _SPENT_IN_WINDOW: Final = """

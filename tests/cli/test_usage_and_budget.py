@@ -63,11 +63,11 @@ class User:
         self.server = server
         self.name = f"user-{uuid.uuid4().hex}"
 
-    def ask(self, *steps: dict[str, Any], ai_dollars: float = 1_000.0) -> Any:
+    def ask(self, *steps: dict[str, Any], ai_dollars: float = 1_000.0, **options: Any) -> Any:
         """Have a turn whose model answers by a script."""
         message = f"Go.\n```offline\n{json.dumps(list(steps))}\n```"
         token = self.server.token(self.name, ai_dollars=ai_dollars)
-        with Chucky(token, self.server.url, model=MODEL) as client:
+        with Chucky(token, self.server.url, model=MODEL, **options) as client:
             return client.prompt(message)
 
     def usage(self, *arguments: object) -> str:
@@ -239,6 +239,19 @@ def test_a_budget_is_shown_as_it_stands_in_each_kind_of_window(spender: User) ->
 def test_nothing_is_shown_of_a_user_without_a_past(user: User) -> None:
     assert "Nothing was ever reserved for the user" in said(user.budget("show"))
     assert shown(user) == {}
+
+
+def test_the_budget_of_a_session_is_shown_by_itself(user: User) -> None:
+    result = user.ask({"text": "Done.", "usage": TOKENS}, max_budget_usd=0.25)
+    show = ("show", "--session", result.session_id)
+    [line] = json.loads(said(user.budget(*show, "--json")))
+    assert (line["meter"], line["window"], line["resetsAt"]) == ("ai", "lifetime", None)
+    assert (line["spent"], line["reserved"], line["limit"]) == (COST_NANOS, 0, 250_000_000)
+    without = user.ask({"text": "Done.", "usage": TOKENS})
+    assert re.fullmatch(
+        f"Nothing was ever reserved under a budget of the session '{without.session_id}' of .*\n",
+        said(user.budget("show", "--session", without.session_id)),
+    )
 
 
 def test_a_credit_lets_a_user_go_on_while_the_server_runs(spender: User) -> None:

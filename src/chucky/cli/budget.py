@@ -130,13 +130,22 @@ class _Holder:
 @app.command()
 def show(
     user: _UserArgument,
+    session: Annotated[
+        str,
+        typer.Option(
+            "--session",
+            metavar="ID",
+            help="Only the budget that this session has for itself.",
+            show_default=False,
+        ),
+    ] = "",
     project: ProjectOption = "default",
     as_json: JsonOption = False,
     db: DbOption = None,
     config: ConfigOption = None,
 ) -> None:
     """Show what a user has spent in each kind of window, and what is reserved."""
-    _show(_Holder.user(user, project, config, db), as_json=as_json)
+    _show(_Holder.user(user, project, config, db), session, as_json=as_json)
 
 
 @project_app.command("show")
@@ -147,7 +156,7 @@ def show_project(
     config: ConfigOption = None,
 ) -> None:
     """Show what a project has spent in each kind of window, and what is reserved."""
-    _show(_Holder.project(project, config, db), as_json=as_json)
+    _show(_Holder.project(project, config, db), "", as_json=as_json)
 
 
 @app.command()
@@ -236,17 +245,18 @@ def refund(
     typer.echo(f"Gave {amount_text(meter, value)} back to {whose}.")
 
 
-def _show(whose: _Holder, *, as_json: bool) -> None:
+def _show(whose: _Holder, session_id: str, *, as_json: bool) -> None:
     with closing(open_reader(whose.settings)) as reader, reader.snapshot() as ledger:
-        lines = list(budget_lines(ledger, whose.project_id, whose.user_id))
+        lines = list(budget_lines(ledger, whose.project_id, whose.user_id, session_id))
     if as_json:
         typer.echo(json.dumps([_as_entry(line) for line in lines]))
     elif lines:
         _print(lines)
-    elif whose.user_id:
-        typer.echo(f"Nothing was ever reserved for {whose}.")
+    elif session_id or not whose.user_id:
+        named = f"the session {session_id!r} of {whose}" if session_id else str(whose)
+        typer.echo(f"Nothing was ever reserved under a budget of {named}.")
     else:
-        typer.echo(f"Nothing was ever reserved under a budget of {whose}.")
+        typer.echo(f"Nothing was ever reserved for {whose}.")
 
 
 def _move_anchor(whose: _Holder, window: Window, time: datetime) -> None:

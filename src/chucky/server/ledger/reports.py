@@ -176,8 +176,8 @@ class ReportRows(Protocol):
         """Charges that an operator may want to look at, the latest first."""
         ...
 
-    def accounts(self, project_id: str, user_id: str) -> list[AccountLine]:
-        """The accounts of a user, or with ``''`` those of the project itself."""
+    def accounts(self, project_id: str, user_id: str, session_id: str) -> list[AccountLine]:
+        """The accounts of a session, or with ``''`` those of its user, or of the project itself."""
         ...
 
     def anchors(self, project_id: str, user_id: str) -> dict[str, int]:
@@ -213,10 +213,19 @@ class BudgetLine:
     limit: int | None
 
 
-def budget_lines(rows: ReportRows, project_id: str, user_id: str) -> Iterator[BudgetLine]:
-    """How the budgets of a user stand, or with ``''`` those of the project itself."""
-    anchors = rows.anchors(project_id, user_id)
-    accounts = {each.meter: each for each in rows.accounts(project_id, user_id)}
+def budget_lines(
+    rows: ReportRows, project_id: str, user_id: str, session_id: str = ""
+) -> Iterator[BudgetLine]:
+    """How the budgets of a user stand.
+
+    Args:
+        rows: The ledger.
+        project_id: The project.
+        user_id: The user; ``''`` for the project itself.
+        session_id: The session whose own budget is meant, which has no windows; ``''`` for none.
+    """
+    anchors = {} if session_id else rows.anchors(project_id, user_id)
+    accounts = {each.meter: each for each in rows.accounts(project_id, user_id, session_id)}
     for meter in METERS:
         account = accounts.get(meter)
         if account is None:

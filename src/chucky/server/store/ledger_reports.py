@@ -87,7 +87,7 @@ WHERE {_CHARGED} AND {{doubt}} {{selected}} AND entry_id < ? ORDER BY entry_id D
 """
 _ACCOUNTS: Final = """
 SELECT meter, settled, reserved, granted_limit, granted_start_ms, granted_end_ms
-FROM ledger_accounts WHERE project_id = ? AND user_id = ? AND session_id = ''
+FROM ledger_accounts WHERE project_id = ? AND user_id = ? AND session_id = ?
 """
 _ANCHORS: Final = """
 SELECT window_kind, anchor_ms FROM ledger_anchors WHERE project_id = ? AND user_id = ?
@@ -281,9 +281,9 @@ class LedgerSnapshot:
                 yield ChargeLine._make([*row[1:11], bool(row[11]), row[12], int(row[13])])
             before = rows[-1][0]
 
-    def accounts(self, project_id: str, user_id: str) -> list[AccountLine]:
+    def accounts(self, project_id: str, user_id: str, session_id: str) -> list[AccountLine]:
         """Read accounts."""
-        rows = self._connection.execute(_ACCOUNTS, (project_id, user_id))
+        rows = self._connection.execute(_ACCOUNTS, (project_id, user_id, session_id))
         return [AccountLine(*row) for row in rows]
 
     def anchors(self, project_id: str, user_id: str) -> dict[str, int]:

@@ -8,6 +8,7 @@ import json
 import logging
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,6 +21,7 @@ from chucky.server.policy import read_policy
 from chucky.server.sessions import retention
 from chucky.server.sessions.log import Event, Progress, SessionRecord
 from chucky.server.sessions.retention import Retention
+from chucky.server.store import session_rows
 from chucky.server.store.opening import open_database, open_ledger
 from chucky.server.store.session_rows import KeptSessions
 
@@ -120,6 +122,17 @@ async def test_no_transaction_deletes_more_than_a_little(
     assert left[0] == 115
     assert left[-1] == 0
     assert await asyncio.to_thread(store.ids) == set()
+
+
+def test_looking_for_old_sessions_reads_no_others(tmp_path: Path) -> None:
+    database = open_database(tmp_path / "chucky.db")
+    with closing(database), database.writing() as connection:
+        plan = connection.execute(
+            "EXPLAIN QUERY PLAN " + session_rows._DISOWN_OLD, ("p", NOW_MS, 10)
+        ).fetchall()
+    [found] = [row[-1] for row in plan if "active_ms" in row[-1]]
+    assert found.startswith("SEARCH sessions USING INDEX sessions_by_activity")
+    assert "active_ms<?" in found
 
 
 async def test_a_session_is_gone_before_all_of_it_is_deleted(store: Store) -> None:

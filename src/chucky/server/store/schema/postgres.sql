@@ -188,6 +188,7 @@ CREATE TABLE chucky.sessions (
 );
 
 CREATE INDEX sessions_by_user ON chucky.sessions (project_id, user_id, active_ms);
+CREATE INDEX sessions_by_activity ON chucky.sessions (project_id, active_ms);
 CREATE INDEX running_sessions ON chucky.sessions (turn_id) WHERE turn_id <> '';
 
 CREATE TABLE chucky.session_events (

@@ -194,6 +194,7 @@ CREATE TABLE sessions (
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX sessions_by_user ON sessions (project_id, user_id, active_ms);
+CREATE INDEX sessions_by_activity ON sessions (project_id, active_ms);
 CREATE INDEX running_sessions ON sessions (turn_id) WHERE turn_id <> '';
 
 CREATE TABLE session_events (

@@ -34,6 +34,7 @@ from chucky import create_budget, create_token
 from chucky.listener import Listener
 from chucky.server.app import serve
 from chucky.server.postgres_url import PostgresUrl
+from chucky.server.sessions.memory import SessionMemory
 from chucky.server.settings import Settings
 from chucky.server.store import Store, postgres_database
 
@@ -198,6 +199,36 @@ def start_server(tmp_path: Path) -> StartServer:
             await asyncio.wait([serving], timeout=WAIT_SECONDS)
 
     return start
+
+
+@dataclass
+class Evicted:
+    """Waits until a session has left memory, of a server in this process."""
+
+    _happened: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def note(self) -> None:
+        """Take note that one has."""
+        self._happened.set()
+
+    async def wait(self) -> None:
+        """Wait until one has since the last wait."""
+        async with asyncio.timeout(WAIT_SECONDS):
+            await self._happened.wait()
+        self._happened.clear()
+
+
+@pytest.fixture
+def evicted(monkeypatch: pytest.MonkeyPatch) -> Evicted:
+    """Wait until a session has left memory: ``await evicted.wait()``."""
+    evicted, leave = Evicted(), SessionMemory.leave
+
+    def leave_and_tell(memory: SessionMemory) -> None:
+        leave(memory)
+        evicted.note()
+
+    monkeypatch.setattr(SessionMemory, "leave", leave_and_tell)
+    return evicted
 
 
 # --- a database of each kind, and ways to it past the store ------------------------------------

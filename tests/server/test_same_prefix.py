@@ -7,11 +7,14 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from chucky import Chucky, Message, Session, tool
+
+if TYPE_CHECKING:
+    from tests.server.conftest import Evicted
 
 WAIT_SECONDS = 30
 WINDOW = 10_000
@@ -85,7 +88,7 @@ def with_a_summary_on_demand(api: Any) -> tuple[list[Any], list[str]]:
     return answers, ["Hello", "How are you?", "/compact"]
 
 
-@pytest.mark.parametrize("restarts", [False, True], ids=["resumed", "restarted"])
+@pytest.mark.parametrize("how", ["resumed", "restarted", "evicted"])
 @pytest.mark.parametrize(
     "conversation",
     [
@@ -96,13 +99,14 @@ def with_a_summary_on_demand(api: Any) -> tuple[list[Any], list[str]]:
         with_a_summary_on_demand,
     ],
 )
-async def test_a_session_that_is_resumed_before_each_message_asks_the_model_the_same(
+async def test_a_session_that_is_read_again_before_each_message_asks_the_model_the_same(
     start_server: Any,
     start_provider: Any,
     api: Any,
     tmp_path: Path,
     conversation: Conversation,
-    restarts: bool,
+    how: str,
+    evicted: Evicted,
 ) -> None:
     answers, inputs = conversation(api)
     inputs = [*inputs, "One more", "The last question"]
@@ -116,8 +120,15 @@ async def test_a_session_that_is_resumed_before_each_message_asks_the_model_the_
                 "upstream_url": provider.url,
                 "db": tmp_path / f"{resumes}.db",
             }
-            if resumes:
-                await converse_on_many_connections(start_server, settings, inputs, restarts)
+            if resumes and how == "evicted":
+                settings |= {"reconnect_grace_seconds": 0.1, "evict_after_seconds": 0.1}
+                async with start_server(**settings) as server, client_of(server) as client:
+                    session = client.create_session(**OPTIONS)
+                    for text in inputs:
+                        await ask(session, text)
+                        await evicted.wait()
+            elif resumes:
+                await converse_on_many_connections(start_server, settings, inputs, how)
             else:
                 async with start_server(**settings) as server, client_of(server) as client:
                     session = client.create_session(**OPTIONS)
@@ -130,13 +141,13 @@ async def test_a_session_that_is_resumed_before_each_message_asks_the_model_the_
 
 
 async def converse_on_many_connections(
-    start_server: Any, settings: dict[str, Any], inputs: list[str], restarts: bool
+    start_server: Any, settings: dict[str, Any], inputs: list[str], how: str
 ) -> None:
     async with AsyncExitStack() as stack:
         session_id = None
         server = None
         for text in inputs:
-            if server is None or restarts:
+            if server is None or how == "restarted":
                 await stack.aclose()
                 server = await stack.enter_async_context(start_server(**settings))
             async with client_of(server) as client:

@@ -62,6 +62,7 @@ LIMITS = Limits(
     frame_bytes=1_000,
     stall_timeout_seconds=60,
     tail_seconds=60,
+    evict_after_seconds=60,
 )
 
 
@@ -95,11 +96,16 @@ class ScriptedConversation:
 class Outbox:
     """A client's end of a session: what came, and the calls that are open."""
 
+    is_full = False
+
     def __init__(self) -> None:
         self.results: list[dict[str, Any]] = []
         self.message_count = 0
         self.calls: list[str] = []
         self.called = asyncio.Event()
+
+    def fall_behind(self, catch_up: Any) -> None:
+        raise AssertionError("it reads everything at once")
 
     async def send(self, text: str) -> None:
         frame = json.loads(text)
@@ -230,7 +236,7 @@ class SessionMachine(RuleBasedStateMachine):
             recheck=lambda identity: None,
             open_payer=self.payer,
             turn_slots=TurnSlots(100),
-            post=self.archive.post,
+            keeper=self.archive,
         )
 
         async def take_over(session_id: str) -> None:

@@ -100,6 +100,7 @@ SAMPLES: dict[str, tuple[str, Any]] = {
     "ledger": ("off", False),
     "session_log": ("off", False),
     "reconnect_grace_seconds": ("1.5", 1.5),
+    "evict_after_seconds": ("1.5", 1.5),
     "succession": ("off", False),
     "log_level": ("Debug", "debug"),
 }

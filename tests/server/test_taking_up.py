@@ -383,7 +383,7 @@ async def test_a_client_that_comes_back_while_the_log_cannot_be_read_may_try_aga
             raise ChuckyError("The database cannot be read.", code="STORE_ERROR")
 
         with monkeypatch.context() as patch:
-            patch.setattr(KeptSessions, "events", fail)
+            patch.setattr(KeptSessions, "messages", fail)
             async with visit(server, (info["sessionId"], 0), **TOOLS) as (client, _):
                 assert (await client.closed())[0] == 1011
         async with visit(server, (info["sessionId"], 0), **TOOLS) as (client, _):

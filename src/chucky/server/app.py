@@ -224,6 +224,7 @@ class Service:
             frame_bytes=settings.max_frame_bytes,
             stall_timeout_seconds=settings.stall_timeout_seconds,
             tail_seconds=settings.reconnect_grace_seconds,
+            evict_after_seconds=settings.evict_after_seconds,
         )
         self._policy = Policy(
             self._catalog,
@@ -288,7 +289,6 @@ class Service:
             open_session=self._open_session,
             admit=self._admit,
             recall=self._recall,
-            complete=self._complete,
             inquire=functools.partial(inquiries.answer, self._archive),
         )
 
@@ -324,11 +324,8 @@ class Service:
             recheck=self._recheck,
             open_payer=self._open_payer,
             turn_slots=self._turn_slots,
-            post=None if self._archive is None else self._archive.post,
+            keeper=self._archive,
         )
-
-    async def _complete(self, session_id: str, after_seq: int) -> list[tuple[int, str]]:
-        return [] if self._archive is None else await self._archive.complete(session_id, after_seq)
 
     async def _recall(self, session: Session, asked: Resumption) -> Past:
         if self._archive is None:

@@ -18,6 +18,7 @@ LIVE_SETTINGS = frozenset(
     {
         "allowed_betas",
         "drain_seconds",
+        "evict_after_seconds",
         "idle_timeout_seconds",
         "log_level",
         "max_queued_inputs",

@@ -94,6 +94,7 @@ class Settings:
         allowed_betas: Beta features of the provider that clients may ask for.
         min_output_tokens: A model call is made if its input and so much output can be paid for.
         reconnect_grace_seconds: How long a session whose connection was lost waits for its client.
+        evict_after_seconds: After how long without a turn a conversation leaves memory.
         session_log: Whether sessions are kept, to be resumed. Off, they end with their connection.
         ledger: Whether budgets are kept. Off, everything is paid for and nothing is booked.
         succession: Whether the successor answers for a model its vendor has retired.
@@ -131,6 +132,7 @@ class Settings:
     ledger: bool = True
     session_log: bool = True
     reconnect_grace_seconds: float = 60.0
+    evict_after_seconds: float = 300.0
     succession: bool = True
     models: Mapping[str, Any] = field(default_factory=dict)
     prices: Mapping[str, Any] = field(default_factory=dict)
@@ -467,6 +469,7 @@ _READERS: Final[Mapping[str, _Reader]] = {
     "ledger": _read_flag,
     "session_log": _read_flag,
     "reconnect_grace_seconds": _seconds(0.1, 3_600),
+    "evict_after_seconds": _seconds(0.1, 7 * _DAY_SECONDS),
     "succession": _read_flag,
     "models": _read_table,
     "prices": _read_table,

@@ -17,10 +17,11 @@ from chucky import wire
 from chucky.errors import AuthenticationError, ChuckyError, SessionError
 from chucky.server.admission import Grant
 from chucky.server.auth import Identity
+from chucky.server.edge import opening
 from chucky.server.edge.outlet import Outlet
 from chucky.server.sessions.host import Host, Running
 from chucky.server.sessions.log import Past
-from chucky.server.sessions.mailbox import Outbox, Position
+from chucky.server.sessions.mailbox import Outbox
 from chucky.server.sessions.past import Resumption
 from chucky.server.sessions.registry import Registry
 from chucky.server.sessions.session import Session
@@ -62,7 +63,6 @@ class Doorkeeper:
         open_session: Makes the session of an identity.
         admit: Decides on the options a client asks for.
         recall: Finds the session that a grant goes on with, or makes a new one; raises ChuckyError.
-        complete: Reads messages that only a session's log has.
         inquire: Makes the frame that answers a question about sessions; raises FrameError.
     """
 
@@ -70,7 +70,6 @@ class Doorkeeper:
     open_session: Callable[[Identity, Outbox], Session]
     admit: Callable[[Identity, Mapping[str, Any]], Grant | ChuckyError]
     recall: Callable[[Session, Resumption], Awaitable[Past]]
-    complete: Callable[[str, int], Awaitable[list[tuple[int, str]]]]
     inquire: Callable[[Session, wire.Control], Awaitable[str]]
 
 
@@ -119,7 +118,7 @@ class WebSocketEdge:
 
     async def _identify(self, websocket: WebSocket) -> tuple[Identity, dict[str, Any] | None]:
         """Whose socket it is, and the options if they had to be awaited to know."""
-        token = _token_of_request(websocket)
+        token = opening.token_of_request(websocket)
         if token is not None:
             return await self._doorkeeper.authenticate(token), None
         try:
@@ -164,7 +163,7 @@ class _Socket:
         self._idle_timeout_seconds = idle_timeout_seconds
         self._tasks: asyncio.TaskGroup | None = None
         self._running: Running | None = None
-        self._following: asyncio.Task[None] | None = None
+        self._helpers: list[asyncio.Task[None]] = []
         self._gone = False
         self._is_lost = False
 
@@ -178,18 +177,45 @@ class _Socket:
 
         reading notices that it is gone and ends the session, which is where it is dealt with.
         """
-        if self._gone:
+        await self._wait_writable()
+        if not self._gone:
+            self._outlet.send(frame)
+
+    async def _wait_writable(self) -> None:
+        """Wait until the client reads; one that does not for long is left."""
+        if self._gone or not self._outlet.is_full:
             return
         try:
-            if self._outlet.is_full:
-                async with asyncio.timeout(SEND_TIMEOUT_SECONDS):
-                    await self._outlet.wait_writable()
+            async with asyncio.timeout(SEND_TIMEOUT_SECONDS):
+                await self._outlet.wait_writable()
         except TimeoutError:
             logger.warning("a client did not read for %g s; it is left", SEND_TIMEOUT_SECONDS)
             self._gone = True
             self._outlet.abandon()
-        else:
-            self._outlet.send(frame)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the client has yet to read what was sent; see :class:`Outbox`."""
+        return not self._gone and self._outlet.is_full
+
+    def fall_behind(self, catch_up: Callable[[], Awaitable[None]]) -> None:
+        """Let the client have what it has missed as soon as it reads; see :class:`Outbox`."""
+        self._help(self._catch_up(catch_up))
+
+    async def _catch_up(self, catch_up: Callable[[], Awaitable[None]]) -> None:
+        await self._wait_writable()
+        if self._gone:
+            return
+        try:
+            await catch_up()
+        except ChuckyError as error:
+            await self._lose(error)
+
+    async def _lose(self, error: ChuckyError) -> None:
+        """End the connection that cannot get what it missed: its client may try another one."""
+        logger.error("session %s: not taken up: %s", self.session_id, error)
+        self._is_lost = True
+        await self._end(INTERNAL_ERROR, error.reason)
 
     async def refuse(self, error: ChuckyError, code: int | None = None) -> None:
         """Tell the client why it is not served, and close."""
@@ -228,7 +254,7 @@ class _Socket:
 
     def stop(self, error: ChuckyError, *, patience_seconds: float = 0.0) -> None:
         """End the session from outside; see :class:`Attached`."""
-        self._begin_ending(self._stop(error, patience_seconds))
+        self._beside(self._stop(error, patience_seconds))
 
     async def serve(self, options: dict[str, Any] | None) -> None:
         """Serve the session until the client leaves or is sent away."""
@@ -238,7 +264,7 @@ class _Socket:
                 self._tasks = tasks
                 await self._read(options)
                 self._tasks = None  # there is nothing left to stop
-                self._stop_following()
+                self._stop_helping()
         except* _Ended:
             pass
         finally:
@@ -265,9 +291,9 @@ class _Socket:
         self._running = None
         running.session.detach(self)
         if self._outlet.is_full:
-            self._outlet.abandon()  # a turn that waits for it goes on at once
+            self._outlet.abandon()  # it would take its time to be closed
         self._gone = True
-        self._begin_ending(self._end(NORMAL_CLOSURE, "session_taken_over"))
+        self._beside(self._end(NORMAL_CLOSURE, "session_taken_over"))
         return running
 
     async def _follow(self, running: Running) -> None:
@@ -276,9 +302,9 @@ class _Socket:
         if self._running is running and not running.answering.cancelled():
             running.answering.result()
 
-    def _stop_following(self) -> None:
-        if self._following is not None:
-            self._following.cancel()
+    def _stop_helping(self) -> None:
+        for helper in self._helpers:
+            helper.cancel()
 
     async def _read(self, options: Mapping[str, Any] | None) -> None:
         try:
@@ -341,26 +367,22 @@ class _Socket:
         # One SDK names its sandbox in the url; it is an option like any other.
         if vessel := self._websocket.query_params.get("vessel"):
             options = {"vessel": vessel, **options}
-        capabilities = _capabilities(options)
-        after = _last_seen(options) if wire.REPLAY in capabilities else None
+        capabilities = opening.capabilities(options)
+        after = opening.last_seen(options) if wire.REPLAY in capabilities else None
         taken_up = None if after is None else self._taken_up(options)
         running = taken_up or await self._begun(options)
         session = self._session = running.session
         self._running = running
-        if self._tasks is not None:
-            self._following = self._tasks.create_task(self._follow(running))
+        self._help(self._follow(running))
         if after is None or not session.can_be_taken_up:
             return
-        complete = self._doorkeeper.complete
         try:
             if taken_up is not None:
-                await session.take_up(self.identity, capabilities, self, after, complete)
+                await session.take_up(self.identity, capabilities, self, after)
             elif not session.is_new:
-                await session.replay(self, after, complete)
+                await session.replay(self, after)
         except ChuckyError as error:
-            logger.error("session %s: not taken up: %s", session.session_id, error)
-            self._is_lost = True  # it goes on, and its client may try again
-            await self._end(INTERNAL_ERROR, error.reason)
+            await self._lose(error)
 
     def _taken_up(self, options: Mapping[str, Any]) -> Running | None:
         """The session that this connection goes on with, if it still runs."""
@@ -380,7 +402,7 @@ class _Socket:
                 self._registry.check_room(self)
             except ChuckyError as error:
                 grant = error
-        await session.begin(grant, _capabilities(options), past)
+        await session.begin(grant, opening.capabilities(options), past)
         return self._host.start(session)
 
     async def _recalled(self, asked: Resumption, options: Mapping[str, Any]) -> Past | None:
@@ -388,10 +410,10 @@ class _Socket:
         try:
             past = await self._doorkeeper.recall(self._session, asked)
         except SessionError as error:
-            if error.reason == "session_not_found" and _may_be_unknown(options):
+            if error.reason == "session_not_found" and opening.may_be_unknown(options):
                 return None
             raise
-        after = _last_seen(options)
+        after = opening.last_seen(options)
         return past if after is None else past.numbered_after(after.seq)
 
     async def _stop(self, error: ChuckyError, patience_seconds: float) -> None:
@@ -410,15 +432,20 @@ class _Socket:
             await self._tell(error)
         await self._end(code, error.reason)
 
-    def _begin_ending(self, ending: Coroutine[Any, Any, None]) -> None:
-        """Run ``ending`` beside the session, unless that is ending already."""
+    def _beside(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None] | None:
+        """Run ``work`` beside the session, unless that is ending already."""
         try:
             if self._tasks is not None:
-                self._tasks.create_task(ending)
-                return
+                return self._tasks.create_task(work)
         except RuntimeError:
             pass  # the group takes no more tasks: something else has ended it
-        ending.close()
+        work.close()
+        return None
+
+    def _help(self, help_: Coroutine[Any, Any, None]) -> None:
+        """Run something beside the session that must not outlast it."""
+        if (helper := self._beside(help_)) is not None:
+            self._helpers = [*(each for each in self._helpers if not each.done()), helper]
 
     async def _end(self, code: int, reason: str | None) -> None:
         await self._close(code, reason)
@@ -439,33 +466,6 @@ def _close_code(error: ChuckyError) -> int:
     return _CODE_BY_REASON.get(error.reason or "", POLICY_VIOLATION)
 
 
-def _capabilities(options: Mapping[str, Any]) -> frozenset[str]:
-    """The extensions of ours that a client names."""
-    named = options.get("capabilities")
-    return frozenset(map(str, named)) if isinstance(named, list) else frozenset()
-
-
-def _last_seen(options: Mapping[str, Any]) -> Position | None:
-    """The last message that a client has which comes back; None for one that begins.
-
-    Raises:
-        FrameError: It is malformed.
-    """
-    given = options.get("lastSeen")
-    if given is None:
-        return None
-    match given:
-        case {"seq": int(seq), "delta": int(delta)} if seq >= 0 and delta >= 0:
-            return Position(seq, delta)
-    raise wire.FrameError("init.lastSeen", "must have the numbers 'seq' and 'delta'")
-
-
-def _may_be_unknown(options: Mapping[str, Any]) -> bool:
-    """Whether a client that comes back has no result yet, so that nothing may have been kept."""
-    seen = options.get("lastSeen")
-    return isinstance(seen, dict) and seen.get("mayBeUnknown") is True
-
-
 async def _receive(websocket: WebSocket) -> str | bytes:
     """The next frame's data.
 
@@ -480,11 +480,3 @@ async def _receive(websocket: WebSocket) -> str | bytes:
         return text
     data: bytes = message["bytes"]
     return data
-
-
-def _token_of_request(websocket: WebSocket) -> str | None:
-    """The token in the url or the header; None if neither is there at all."""
-    if "token" in websocket.query_params:
-        return websocket.query_params["token"]
-    scheme, _, credentials = websocket.headers.get("authorization", "").partition(" ")
-    return credentials.strip() if scheme.lower() == "bearer" else None

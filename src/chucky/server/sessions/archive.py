@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from chucky import wire
-from chucky.errors import ChuckyError
+from chucky.errors import ChuckyError, SessionError
 from chucky.server.auth import Identity
 from chucky.server.ledger.ledger import Ledger
 from chucky.server.ledger.operations import Also, Outcome
@@ -101,10 +101,35 @@ class Archive:
         return found
 
     async def complete(self, session_id: str, after_seq: int) -> list[tuple[int, str]]:
-        """Read a session's messages behind a number, also those that are being written."""
+        """Read a session's next messages behind a number, also those that are being written.
+
+        Returns:
+            Some of them, with their numbers; none when there are no more.
+
+        Raises:
+            ChuckyError: The store cannot be read, or what was said last cannot be written.
+        """
+        while True:
+            page = await self.history(session_id, after_seq)
+            messages = [each for each in page.events if each.kind == "message"]
+            if messages or page.next_seq is None:
+                return [(event.seq, event.body) for event in messages]
+            after_seq = page.next_seq
+
+    async def reread(self, session_id: str) -> Past:
+        """Read again what a session knows that is open and has left memory.
+
+        Raises:
+            SessionError: It was deleted meanwhile.
+            ChuckyError: The store cannot be read, or what was said last cannot be written.
+        """
         await self._ledger.written(session_id)
-        events = await asyncio.to_thread(self.kept.events, session_id, after_seq)
-        return [(event.seq, event.body) for event in events if event.kind == "message"]
+        session = await asyncio.to_thread(self.kept.session, session_id)
+        if session is None:
+            raise SessionError(
+                "The session was deleted; begin another one.", reason="session_not_found"
+            )
+        return await asyncio.to_thread(past.recall, self.kept, session, Resumption(session_id))
 
     async def sessions(self, identity: Identity, most: int) -> list[SessionRecord]:
         """The sessions of a user, the latest first.

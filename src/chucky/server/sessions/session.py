@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import logging
 import uuid
-from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,21 +16,19 @@ from chucky import wire
 from chucky.errors import ChuckyError
 from chucky.server.admission import Grant
 from chucky.server.auth import Identity
-from chucky.server.engines.base import Answer, Content, Conversation, Engine, SessionSpec
+from chucky.server.engines.base import Answer, Content, Engine, SessionSpec
 from chucky.server.ledger.accounts import Bill, amounts
 from chucky.server.ledger.windows import iso_time
 from chucky.server.sessions.capacity import TurnSlots
 from chucky.server.sessions.content import checked_content
-from chucky.server.sessions.log import Past, Post, SessionLog, SessionRecord, Write
-from chucky.server.sessions.mailbox import Complete, Mailbox, Outbox, Position
+from chucky.server.sessions.log import Past, SessionLog, SessionRecord, Write
+from chucky.server.sessions.mailbox import Mailbox, Outbox, Position
+from chucky.server.sessions.memory import Keeper, SessionMemory
 from chucky.server.sessions.results import init_message, result_message
 from chucky.server.sessions.toolcalls import ToolCalls
 from chucky.server.sessions.turn import RunningTurn, TurnPayer
 
 logger = logging.getLogger("chucky.server")
-
-# So many uuids of inputs are remembered, so that none starts a second turn.
-_REMEMBERED_INPUTS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +42,7 @@ class Limits:
         frame_bytes: The largest frame its client may send.
         stall_timeout_seconds: How long a turn may run without anything happening.
         tail_seconds: How long what was sent is kept in memory after a turn.
+        evict_after_seconds: After how long without a turn the conversation leaves memory.
     """
 
     turn_timeout_seconds: float
@@ -53,6 +51,7 @@ class Limits:
     frame_bytes: int
     stall_timeout_seconds: float
     tail_seconds: float
+    evict_after_seconds: float
 
 
 class Session:
@@ -72,7 +71,7 @@ class Session:
         recheck: Callable[[Identity], None],
         open_payer: Callable[[Session, str, Callable[[ChuckyError], None]], TurnPayer],
         turn_slots: TurnSlots,
-        post: Post | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
         """Make a session; :meth:`begin` decides what it may do.
 
@@ -85,7 +84,7 @@ class Session:
             open_payer: Makes the payer of a turn of this session, of the turn's id and of what ends
                 the turn when its compute is used up.
             turn_slots: How many turns may run beside each other.
-            post: Has something written in the store; None keeps no log.
+            keeper: Keeps its log; None keeps none.
         """
         self.session_id = str(uuid.uuid4())
         self.identity = identity
@@ -95,17 +94,16 @@ class Session:
         self._recheck = recheck
         self._open_payer = partial(open_payer, self)
         self._turn_slots = turn_slots
-        self._post = post
+        self._keeper = keeper
+        self._memory = SessionMemory(keeper)
         self._log: SessionLog | None = None
         self._tool_calls = ToolCalls(
-            lambda call: self._mailbox.send(wire.tool_call_frame(call)),
+            lambda call: self._mailbox.send_passing(wire.tool_call_frame(call)),
             timeout_seconds=limits.tool_timeout_seconds,
         )
         self._inputs: deque[wire.UserInput] = deque()
         self._arrived = asyncio.Event()
-        self._seen: OrderedDict[str, None] = OrderedDict()
         self._grant: Grant | ChuckyError | None = None
-        self._conversation: Conversation | None = None
         self._info: dict[str, Any] = {}
         self._capabilities: frozenset[str] = frozenset()
         self._turn: RunningTurn | None = None
@@ -163,7 +161,6 @@ class Session:
             return
         past = past or Past(SessionRecord(self.session_id, *_owner(self.identity)))
         self._recall(past, grant)
-        self._conversation = self._engine.open(self._spec(grant), _Memory(past.steps, self._log))
         self._info = {
             "sessionId": self.session_id,
             "state": "ready",
@@ -179,8 +176,12 @@ class Session:
             "maxFrameBytes": self._limits.frame_bytes,
             **({} if self._log is None else {"seq": self._log.last_seq}),
         }
-        if self.is_replayed and self._log is not None:
-            self._mailbox.keep(self._log.last_seq)
+        if self.is_replayed and self._log is not None and self._keeper is not None:
+            self._mailbox.keep(
+                self._log.last_seq,
+                partial(self._keeper.complete, self.session_id),
+                self._tool_calls.send_again,
+            )
         await self._mailbox.send(wire.control_frame("session_info", self._info))
 
     @property
@@ -208,7 +209,6 @@ class Session:
         capabilities: frozenset[str],
         outbox: Outbox,
         after: Position,
-        complete: Complete,
     ) -> None:
         """Go on with another connection of the same client.
 
@@ -217,23 +217,24 @@ class Session:
             capabilities: The extensions it names.
             outbox: Where frames go from now on.
             after: The last message the client has.
-            complete: Reads messages that only the log has.
+
+        Raises:
+            ChuckyError: What the client has missed cannot be read.
         """
         assert self._log is not None
         self.identity, self._capabilities = identity, capabilities
         info = {**self._info, "seq": self._log.last_seq}
         await outbox.send(wire.control_frame("session_info", info))
-        await self.replay(outbox, after, complete)
+        await self.replay(outbox, after)
 
-    async def replay(self, outbox: Outbox, after: Position, complete: Complete) -> None:
+    async def replay(self, outbox: Outbox, after: Position) -> None:
         """Send what the client has not seen; see :meth:`take_up`."""
         assert self._log is not None
         self._announced = self._announced or after.seq > 0
         if after.seq > self._log.last_seq:
             # The log is an older one, put back from a backup; `seq` has told the client.
             after = Position(self._log.last_seq)
-        await self._mailbox.attach(outbox, after, partial(complete, self.session_id))
-        await self._tool_calls.send_again()
+        await self._mailbox.attach(outbox, after)
 
     def abandon(self) -> None:
         """Go on without a client, which stayed away for too long."""
@@ -243,10 +244,9 @@ class Session:
         session = replace(past.session, model=grant.model.id)
         self.session_id = session.session_id
         self._calls, self._spent_nanos = session.calls, session.spent_nanos
-        for uuid_ in past.inputs[-_REMEMBERED_INPUTS:]:
-            self._seen[uuid_] = None
-        if self._post is not None:
-            self._log = SessionLog(session, self._post)
+        if self._keeper is not None:
+            self._log = SessionLog(session, self._keeper.post)
+        self._memory.begin(past, self._log, partial(self._engine.open, self._spec(grant)))
 
     def submit(self, user_input: wire.UserInput) -> None:
         """Queue an input; the same uuid never starts a second turn.
@@ -256,13 +256,9 @@ class Session:
         """
         if self._stopped is not None and self.is_replayed:
             return  # the connection ends; the client sends on the next what was not answered here
-        if user_input.uuid is not None:
-            if user_input.uuid in self._seen:
-                logger.info("session %s: an input came twice", self.session_id)
-                return
-            self._seen[user_input.uuid] = None
-            if len(self._seen) > _REMEMBERED_INPUTS:
-                self._seen.popitem(last=False)
+        if self._memory.is_repeated(user_input):
+            logger.info("session %s: an input came twice", self.session_id)
+            return
         if len(self._inputs) >= self._limits.queued_inputs:
             raise ChuckyError(
                 f"{self._limits.queued_inputs} messages wait for their turn already; wait for "
@@ -309,15 +305,25 @@ class Session:
                 self._idle.set()
                 self._arrived.clear()
                 await self._wait_for_input()
-            await self._take_turn()
+            await self._memory.come_back(self.session_id, self._inputs)
+            if self._inputs:  # it may have been one that came before, or the session was stopped
+                await self._take_turn()
 
     async def _wait_for_input(self) -> None:
-        try:
-            async with asyncio.timeout(self._limits.tail_seconds):
-                await self._arrived.wait()
-        except TimeoutError:
-            self._mailbox.forget()  # there may be many sessions in which nothing happens
-            await self._arrived.wait()
+        """Wait; there may be many sessions in which nothing happens, so that memory is left."""
+        limits = self._limits
+        for seconds, leave in (
+            (limits.tail_seconds, self._mailbox.forget),
+            (limits.evict_after_seconds - limits.tail_seconds, self._memory.leave),
+        ):
+            try:
+                async with asyncio.timeout(max(0, seconds)):
+                    await self._arrived.wait()
+                    return
+            except TimeoutError:
+                if not self._arrived.is_set():
+                    leave()
+        await self._arrived.wait()
 
     async def wait_idle(self) -> None:
         """Wait until every input has its result."""
@@ -412,11 +418,11 @@ class Session:
         if self._interrupts_next:
             self._interrupts_next = False
             raise _interrupted()
-        grant, conversation = self._grant, self._conversation
+        grant = self._grant
         if isinstance(grant, ChuckyError):
             raise grant
         assert grant is not None
-        assert conversation is not None
+        conversation = self._memory.conversation()
         self._recheck(self.identity)
         content = checked_content(content)
         if not self._announced:
@@ -467,18 +473,6 @@ class Session:
             nanos_before=self._spent_nanos,
             has_details=self.named(wire.RESULT_DETAILS),
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Memory:
-    """What the engine knows of the conversation; see :class:`~...engines.base.Memory`."""
-
-    steps: Sequence[dict[str, Any]]
-    log: SessionLog | None
-
-    def note(self, step: dict[str, Any]) -> None:
-        if self.log is not None:
-            self.log.append("context", json.dumps(step, separators=(",", ":")))
 
 
 def _interrupted() -> ChuckyError:

@@ -146,6 +146,14 @@ async def test_a_session_that_was_deleted_meanwhile_does_not_come_back(
     assert result["error"]["reason"] == "session_not_found"
 
 
+async def test_a_session_that_is_new_waits_for_its_first_message(
+    start_server: StartServer, visit: Visit, evicted: Evicted
+) -> None:
+    async with start_server(**SOON) as server, visit(server) as (client, _):
+        await evicted.wait()
+        assert (await answered(client, FACT))["subtype"] == "success"
+
+
 async def test_a_session_that_is_kept_nowhere_else_stays(
     start_server: StartServer, visit: Visit, evicted: Evicted
 ) -> None:

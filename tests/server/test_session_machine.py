@@ -25,18 +25,20 @@ from chucky.server.ledger import ledger as ledger_module
 from chucky.server.ledger.accounts import Holder
 from chucky.server.ledger.ledger import Ledger
 from chucky.server.ledger.payer import TurnLimits, TurnPayer
+from chucky.server.ledger.rows import LedgerRows
 from chucky.server.model.catalog import Model
 from chucky.server.model.meter import Meter
 from chucky.server.model.payment import Charge, Quote
 from chucky.server.model.pricing import Price, Rate, Usage
+from chucky.server.postgres_url import PostgresUrl
 from chucky.server.sessions.archive import Archive
 from chucky.server.sessions.capacity import TurnSlots
+from chucky.server.sessions.mailbox import Position
 from chucky.server.sessions.past import Resumption
 from chucky.server.sessions.session import Limits, Session
-from chucky.server.store.database import store_error
+from chucky.server.store.database import now_ms, store_error
+from chucky.server.store.opening import open_database, open_ledger
 from chucky.server.store.session_rows import KeptSessions
-from chucky.server.store.sqlite_file import Connection, SqliteFile, open_file
-from chucky.server.store.sqlite_ledger import SqliteLedgerRows
 
 T = TypeVar("T")
 
@@ -46,6 +48,7 @@ NUMBERS = st.integers(0, 100)
 ACTIONS = (
     *("begin", "resume", "say", "use_tool", "use_tool", "use_tool", "send_again", "answer"),
     *("interrupt", "leave", "leave", "fork", "rewind", "fail", "stop", "kill"),
+    *("disconnect", "disconnect", "reconnect", "reconnect", "evict"),
 )
 CALL_NANOS = 7
 RATE = Rate(1)
@@ -54,7 +57,7 @@ QUOTE = Quote(PRICE, input_nanos=100, output_rate=1, max_tokens=1, usage=Usage()
 MODEL = Model("small", "small", date(2026, 1, 1), 10_000, 1_000)
 GRANT = Grant(MODEL, None, (), (), None, False, (), ())
 LOOK_UP = ToolSpec("look_up", "look_up", "", {})
-DETAILS = frozenset({wire.RESULT_DETAILS})
+CAPABILITIES = frozenset({wire.RESULT_DETAILS, wire.REPLAY})
 LIMITS = Limits(
     turn_timeout_seconds=60,
     tool_timeout_seconds=60,
@@ -67,15 +70,23 @@ LIMITS = Limits(
 
 
 class ScriptedEngine:
-    """Notes what it is asked, calls the model once, and a tool if it is asked for one."""
+    """Notes what it is asked, calls the model once, and a tool if it is asked for one.
+
+    Attributes:
+        called: Set while a tool is called.
+    """
+
+    def __init__(self) -> None:
+        self.called = asyncio.Event()
 
     def open(self, spec: SessionSpec, memory: Memory) -> ScriptedConversation:
-        return ScriptedConversation(memory)
+        return ScriptedConversation(memory, self.called)
 
 
 class ScriptedConversation:
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: Memory, called: asyncio.Event) -> None:
         self.memory = memory
+        self.called = called
 
     async def answer(self, content: Content, turn: Turn) -> Answer:
         self.memory.note({"asked": content})
@@ -86,23 +97,60 @@ class ScriptedConversation:
         if content == "tool":
             self.memory.note({"calls": "look_up"})
             await turn.emit({"type": "assistant", "message": {"content": "call"}})
-            outcome = await turn.call_tool(LOOK_UP, {})
+            self.called.set()
+            try:
+                outcome = await turn.call_tool(LOOK_UP, {})
+            finally:
+                self.called.clear()
             self.memory.note({"found": outcome.content})
+        await turn.emit_event('{"type":"message_stop"}')
         self.memory.note({"said": content})
         await turn.emit({"type": "assistant", "message": {"content": content}})
         return Answer(str(content), "small")
 
 
+class Client:
+    """A client of a session, over all its connections.
+
+    Attributes:
+        began: The number of the last event before the first connection.
+        messages: The numbers of the complete messages that came.
+        last: The last message that came, complete or partial.
+        results: The results that came.
+        message_count: How many messages the server said the session has.
+    """
+
+    def __init__(self) -> None:
+        self.messages: list[int] = []
+        self.began: int | None = None
+        self.last = Position(0)
+        self.results: list[dict[str, Any]] = []
+        self.message_count = 0
+
+    def begin(self, seq: int) -> None:
+        """Take note of the server's last number, when the session begins for this client."""
+        if self.began is None:
+            self.began, self.last = seq, Position(seq)
+
+    def take(self, frame: dict[str, Any]) -> None:
+        """Take a message; each comes once, and in order."""
+        position = Position(frame["seq"], frame.get("delta", 0))
+        assert position > self.last
+        self.last = position
+        if not position.delta:
+            self.messages.append(position.seq)
+        if frame["type"] == "result":
+            self.results.append(frame)
+
+
 class Outbox:
-    """A client's end of a session: what came, and the calls that are open."""
+    """One connection of a client: what came, and the calls that are open."""
 
     is_full = False
 
-    def __init__(self) -> None:
-        self.results: list[dict[str, Any]] = []
-        self.message_count = 0
+    def __init__(self, client: Client) -> None:
+        self.client = client
         self.calls: list[str] = []
-        self.called = asyncio.Event()
 
     def fall_behind(self, catch_up: Any) -> None:
         raise AssertionError("it reads everything at once")
@@ -111,27 +159,31 @@ class Outbox:
         frame = json.loads(text)
         if frame["type"] == "tool_call":
             self.calls.append(frame["payload"]["callId"])
-            self.called.set()
-        elif frame["type"] == "result":
-            self.results.append(frame)
         elif frame["type"] == "control":
-            self.message_count = frame["payload"]["data"]["messageCount"]
+            data = frame["payload"]["data"]
+            self.client.message_count = data["messageCount"]
+            self.client.begin(data["seq"])
+        else:
+            self.client.take(frame)
 
 
-class FlakyRows(SqliteLedgerRows):
+class FlakyRows:
     """A database that fails when it is told to, before or after it commits, and can die."""
 
-    def __init__(self, path: Path, connection: Connection) -> None:
-        super().__init__(path, connection)
+    def __init__(self, rows: LedgerRows) -> None:
+        self.rows = rows
         self.faults: list[str] = []
         self.is_dead = False
+
+    def close(self) -> None:
+        self.rows.close()
 
     @contextmanager
     def transaction(self) -> Iterator[Any]:
         fault = "before" if self.is_dead else self.faults.pop() if self.faults else ""
         if fault == "before":
             raise store_error("The database is locked by a test.")
-        with super().transaction() as transaction:
+        with self.rows.transaction() as transaction:
             yield transaction
         if fault == "after":
             raise store_error("The answer of the database was lost by a test.")
@@ -174,12 +226,14 @@ class Connected:
     """A session in use.
 
     Attributes:
+        outbox: The connection of its client; None while that is lost.
         waiting: Inputs whose turns have not begun: content and uuid.
         runs: Whether its turn waits for a tool.
     """
 
     session: Session
-    outbox: Outbox
+    engine: ScriptedEngine
+    outbox: Outbox | None
     running: asyncio.Task[None]
     waiting: list[tuple[str, str]] = field(default_factory=list)
     runs: bool = False
@@ -188,13 +242,14 @@ class Connected:
 class SessionMachine(RuleBasedStateMachine):
     """Does what clients, users, databases and crashes do, and looks at everything after it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, db: Path | PostgresUrl) -> None:
         super().__init__()
-        self.path = path
+        self.db = db
         self.loop = asyncio.new_event_loop()
         self.user = uuid.uuid4().hex
         self.known: dict[str, Known] = {}
         self.connected: dict[str, Connected] = {}
+        self.clients: dict[str, Client] = {}
         self.open()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -206,8 +261,8 @@ class SessionMachine(RuleBasedStateMachine):
 
     def open(self) -> None:
         """Start a process on what the last one left."""
-        self.rows = FlakyRows(self.path, open_file(self.path))
-        self.kept = KeptSessions(SqliteFile.open(self.path))
+        self.rows = FlakyRows(open_ledger(self.db, now_ms))
+        self.kept = KeptSessions(open_database(self.db))
 
         async def start() -> None:
             self.ledger = Ledger(self.rows)
@@ -226,12 +281,13 @@ class SessionMachine(RuleBasedStateMachine):
         holder = Holder("p", self.user, session.session_id, turn_id)
         return TurnPayer(self.ledger, holder, TurnLimits(), min_output_tokens=1, end_turn=end_turn)
 
-    async def connect(self, asked: Resumption | None) -> Connected:
-        outbox = Outbox()
+    async def connect(self, asked: Resumption | None, client: Client | None = None) -> Connected:
+        """Begin a session, or go on with one; a client that comes back has its messages."""
+        outbox, engine = Outbox(client or Client()), ScriptedEngine()
         session = Session(
             identity=self.identity,
             outbox=outbox,
-            engine=ScriptedEngine(),
+            engine=engine,
             limits=LIMITS,
             recheck=lambda identity: None,
             open_payer=self.payer,
@@ -244,9 +300,13 @@ class SessionMachine(RuleBasedStateMachine):
                 await self.end(session_id)
 
         past = None if asked is None else await self.archive.recall(self.identity, asked, take_over)
-        await session.begin(GRANT, DETAILS, past)
-        opened = Connected(session, outbox, asyncio.create_task(session.run()))
+        if past is not None and client is not None:
+            past = past.numbered_after(client.last.seq)
+        await session.begin(GRANT, CAPABILITIES, past)
+        running = asyncio.create_task(session.run())
+        opened = Connected(session, engine, outbox, running)
         self.connected[session.session_id] = opened
+        self.clients[session.session_id] = outbox.client
         self.known.setdefault(session.session_id, Known())
         return opened
 
@@ -278,13 +338,14 @@ class SessionMachine(RuleBasedStateMachine):
 
     async def quiet(self, opened: Connected) -> None:
         idle = asyncio.create_task(opened.session.wait_idle())
-        called = asyncio.create_task(opened.outbox.called.wait())
+        called = asyncio.create_task(opened.engine.called.wait())
         await asyncio.wait([idle, called], return_when=asyncio.FIRST_COMPLETED)
         assert opened.runs is not idle.done()
         for task in (idle, called):
             task.cancel()
-        if opened.outbox.results and not opened.runs:
-            last = opened.outbox.results[-1]
+        client = self.clients[opened.session.session_id]
+        if client.results and not opened.runs and opened.outbox is not None:
+            last = client.results[-1]
             known = self.known[opened.session.session_id]
             known.places[last["uuid"]] = known.place
 
@@ -317,10 +378,10 @@ class SessionMachine(RuleBasedStateMachine):
 
     def send(self, number: int, content: str) -> None:
         """Send a message, in a session that is open if there is one."""
-        if not self.connected:
+        if not self.attended():
             self.begin(number)
-        session_id = self.pick(number, [*self.connected])
-        assert session_id is not None
+        if (session_id := self.pick(number, self.attended())) is None:
+            return
         opened, name = self.connected[session_id], uuid.uuid4().hex
 
         async def send() -> None:
@@ -332,7 +393,9 @@ class SessionMachine(RuleBasedStateMachine):
 
     def send_again(self, number: int) -> None:
         """A client does not know whether its message has arrived."""
-        session_id = self.pick(number, [each for each in self.connected if self.known[each].inputs])
+        session_id = self.pick(
+            number, [each for each in self.attended() if self.known[each].inputs]
+        )
         if session_id is None:
             return
         name = self.pick(number, self.known[session_id].inputs)
@@ -346,15 +409,17 @@ class SessionMachine(RuleBasedStateMachine):
 
     def answer(self, number: int) -> None:
         """A tool answers."""
-        session_id = self.pick(number, self.running())
+        session_id = self.pick(number, self.running(self.attended()))
         if session_id is None:
             return
         opened, known = self.connected[session_id], self.known[session_id]
+        outbox = opened.outbox
+        assert outbox is not None
 
         async def answer() -> None:
-            opened.outbox.called.clear()
+            opened.engine.called.clear()
             result = {"content": [{"type": "text", "text": "oak"}]}
-            opened.session.deliver(wire.ToolReply(opened.outbox.calls[-1], result))
+            opened.session.deliver(wire.ToolReply(outbox.calls[-1], result))
             known.steps += [{"found": result["content"]}, {"said": "tool"}]
             known.ends.append("")
             opened.runs = False
@@ -364,13 +429,13 @@ class SessionMachine(RuleBasedStateMachine):
 
     def interrupt(self, number: int) -> None:
         """A user stops a turn."""
-        session_id = self.pick(number, self.running())
+        session_id = self.pick(number, self.running(self.attended()))
         if session_id is None:
             return
         opened = self.connected[session_id]
 
         async def interrupt() -> None:
-            opened.outbox.called.clear()
+            opened.engine.called.clear()
             opened.session.interrupt()
             self.known[session_id].ends.append("interrupted")
             opened.runs = False
@@ -391,7 +456,9 @@ class SessionMachine(RuleBasedStateMachine):
         async def resume() -> None:
             opened = await self.connect(Resumption(session_id))
             assert opened.session.session_id == session_id
-            assert opened.outbox.message_count == len(self.known[session_id].inputs)
+            assert self.clients[opened.session.session_id].message_count == len(
+                self.known[session_id].inputs
+            )
 
         self.run(resume())
 
@@ -417,13 +484,56 @@ class SessionMachine(RuleBasedStateMachine):
         async def copy() -> None:
             await self.ledger.written(session_id)
             opened = await self.connect(Resumption(session_id, forks=True, at=at))
-            assert opened.outbox.message_count == len(expected.inputs)
+            assert self.clients[opened.session.session_id].message_count == len(expected.inputs)
             self.known[opened.session.session_id] = expected
 
         self.run(copy())
 
-    def running(self) -> list[str]:
-        return [name for name, each in self.connected.items() if each.runs]
+    def disconnect(self, number: int) -> None:
+        """A connection is lost; the session goes on."""
+        if (session_id := self.pick(number, self.attended())) is not None:
+            opened = self.connected[session_id]
+            assert opened.outbox is not None
+            opened.session.detach(opened.outbox)
+            opened.outbox = None
+
+    def reconnect(self, number: int) -> None:
+        """A client comes back whose connection was lost, or whose server died."""
+        away = [each for each in self.clients if each not in self.attended()]
+        session_id = self.pick(number, [each for each in away if self.known[each].inputs])
+        if session_id is None:
+            return
+        client = self.clients[session_id]
+
+        async def take_up(opened: Connected) -> None:
+            opened.outbox = Outbox(client)
+            await opened.session.take_up(self.identity, CAPABILITIES, opened.outbox, client.last)
+
+        async def come_back() -> None:
+            if session_id in self.connected:
+                await take_up(self.connected[session_id])
+            else:
+                opened = await self.connect(Resumption(session_id), client)
+                assert opened.outbox is not None
+                await opened.session.replay(opened.outbox, client.last)
+            opened = self.connected[session_id]
+            assert opened.outbox is not None
+            assert len(opened.outbox.calls) == opened.runs
+            await self.settle(session_id)
+
+        self.run(come_back())
+
+    def evict(self, number: int) -> None:
+        """A session leaves memory in which nothing happens."""
+        idle = [name for name, each in self.connected.items() if not each.runs]
+        if (session_id := self.pick(number, idle)) is not None:
+            self.connected[session_id].session.leave_memory()
+
+    def attended(self) -> list[str]:
+        return [name for name, each in self.connected.items() if each.outbox is not None]
+
+    def running(self, ids: Iterable[str]) -> list[str]:
+        return [each for each in ids if self.connected[each].runs]
 
     def resumable(self) -> list[str]:
         return [name for name, each in self.known.items() if each.inputs]
@@ -435,7 +545,7 @@ class SessionMachine(RuleBasedStateMachine):
         async def write() -> None:
             for session_id, each in self.connected.items():
                 if each.runs and not each.waiting:
-                    each.outbox.called.clear()
+                    each.engine.called.clear()
                     each.session.interrupt()
                     self.known[session_id].ends.append("interrupted")
                     each.runs = False
@@ -509,11 +619,20 @@ class SessionMachine(RuleBasedStateMachine):
             steps = [json.loads(each.body) for each in self.events(session_id, "context")]
             assert inputs == known.inputs
             assert steps == known.steps
+            if session_id in self.attended():
+                self.check_seen(session_id)
             assert [(each.get("error") or {}).get("reason", "") for each in results] == known.ends
             assert record.turns == len(known.ends) - known.turns_before
             if known.is_cost_known and not is_running:
                 assert record.calls == known.calls
                 assert record.spent_nanos == CALL_NANOS * record.calls
+
+    def check_seen(self, session_id: str) -> None:
+        """A client has every message since it began, as far as any server remembers it."""
+        client = self.clients[session_id]
+        assert client.began is not None
+        logged = {each.seq for each in self.events(session_id, "message")}
+        assert {each for each in logged if each > client.began} <= set(client.messages)
 
     def teardown(self) -> None:
         """Leave nothing open."""
@@ -521,16 +640,24 @@ class SessionMachine(RuleBasedStateMachine):
         self.loop.close()
 
 
-@pytest.mark.timeout(600)
-def test_sessions_do_what_their_model_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("share", [1, 5], ids=["sqlite", "postgres"])
+def test_sessions_do_what_their_model_does(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: int
+) -> None:
     monkeypatch.setattr(ledger_module, "_FIRST_PAUSE_SECONDS", 0.001)
     monkeypatch.setattr(ledger_module, "_LONGEST_PAUSE_SECONDS", 0.01)
+    url = None if share == 1 else PostgresUrl(request.getfixturevalue("postgres_url"))
 
     # A failure is told as it was found: to make it shorter would take minutes.
     class Machine(SessionMachine):
         def __init__(self) -> None:
-            super().__init__(tmp_path / f"{uuid.uuid4().hex}.db")
+            super().__init__(url or tmp_path / f"{uuid.uuid4().hex}.db")
 
-    run_state_machine_as_test(
-        Machine, settings=settings(settings(), stateful_step_count=2, phases=[Phase.generate])
+    few = settings(
+        settings(),
+        max_examples=settings().max_examples // share,
+        stateful_step_count=2,
+        phases=[Phase.generate],
     )
+    run_state_machine_as_test(Machine, settings=few)

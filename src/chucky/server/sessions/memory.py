@@ -60,7 +60,7 @@ class SessionMemory:
         """Know nothing.
 
         Args:
-            keeper: Where it is read again; without one nothing leaves.
+            keeper: Where it is read again; None where no log is kept, and nothing leaves.
         """
         self._keeper = keeper
         self._inputs: OrderedDict[str, None] = OrderedDict()
@@ -124,8 +124,8 @@ class SessionMemory:
         return False
 
     def leave(self) -> None:
-        """Forget everything that can be read again."""
-        if self._log is not None and self._keeper is not None:
+        """Forget everything that can be read again; of a session that is new nothing can."""
+        if self._log is not None and self._log.last_seq:
             self._conversation = None
             self._inputs = OrderedDict()
 
@@ -136,8 +136,9 @@ class SessionMemory:
             session_id: The session.
             waiting: The inputs that came since; those are taken out that had come before.
         """
-        if self._keeper is None or self._open is None or self._conversation is not None:
+        if self._open is None or self._conversation is not None:
             return
+        assert self._keeper is not None
         try:
             past = await self._keeper.reread(session_id)
         except ChuckyError as error:

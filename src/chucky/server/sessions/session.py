@@ -314,16 +314,20 @@ class Session:
         limits = self._limits
         for seconds, leave in (
             (limits.tail_seconds, self._mailbox.forget),
-            (limits.evict_after_seconds - limits.tail_seconds, self._memory.leave),
+            (limits.evict_after_seconds - limits.tail_seconds, self.leave_memory),
         ):
             try:
                 async with asyncio.timeout(max(0, seconds)):
                     await self._arrived.wait()
                     return
             except TimeoutError:
-                if not self._arrived.is_set():
+                if not self.busy:
                     leave()
         await self._arrived.wait()
+
+    def leave_memory(self) -> None:
+        """Forget what was said, if it can be read again; only while no turn runs or waits."""
+        self._memory.leave()
 
     async def wait_idle(self) -> None:
         """Wait until every input has its result."""

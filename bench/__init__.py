@@ -22,5 +22,7 @@ NAMES = (
     "ledger",
     "parallel_calls",
     "resume",
+    "reconnect",
+    "evicted",
 )
 """All benchmarks, in the order in which they run and are shown."""

@@ -6,7 +6,8 @@ many connections, each of which has had one frame in either direction. Both are 
 each run; some connections are opened and closed before the first look, so that what is loaded on
 first use is not counted. What counts is the growth of the process's proportional set (PSS) over the
 sessions; it contains everything: buffers, tasks, the allocator's waste. The kernel's socket buffers
-are in neither. The clients are raw sockets in processes of their own. The raw figures also say
+are in neither. The clients are raw sockets in processes of their own. One more process holds
+10,000; of it the whole resident set (RSS) counts, with all that is loaded. The raw figures also say
 what is left when all sessions are closed: Python keeps most of the memory for what comes next, in
 both; *churn* shows that it does use it again.
 """
@@ -41,17 +42,23 @@ _KEPT_FILES = 10  # connections to the model, and the like
 class _Size:
     repetitions: int
     sessions: int
+    most_sessions: int
     client_processes: int
     warm_up_sessions: int
 
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """Memory for each session in KiB: open, counted otherwise, and after all were closed."""
+    """Memory for each session in KiB: open, counted otherwise, and after all were closed.
+
+    Attributes:
+        whole_mib: What the whole process has resident with all of them, in MiB.
+    """
 
     proportional: float
     resident: float
     left: float
+    whole_mib: float
 
 
 def measure(*, quick: bool) -> Figures:
@@ -60,8 +67,8 @@ def measure(*, quick: bool) -> Figures:
     Raises:
         OSError: The system does not allow so many open files.
     """
-    size = _Size(1, 40, 2, 4) if quick else _Size(3, 5_000, 5, 50)
-    _raise_file_limit(size.sessions + _OTHER_FILES)
+    size = _Size(1, 40, 60, 2, 4) if quick else _Size(3, 5_000, 10_000, 5, 50)
+    _raise_file_limit(size.most_sessions + _OTHER_FILES)
     ours: list[_Run] = []
     peer: list[_Run] = []
     for _ in range(size.repetitions):
@@ -70,6 +77,9 @@ def measure(*, quick: bool) -> Figures:
             ours.append(_hold(service.process, service.address, tokens, size))
         with serving(program("bare_websocket")) as (bare, address):
             peer.append(_hold(bare, address, [None] * size.sessions, size))
+    with offline_model() as model, chucky_service(model) as service:
+        tokens = service.tokens(size.most_sessions)
+        most = _hold(service.process, service.address, tokens, size)
     return Figures(
         rows=[
             Row(
@@ -79,6 +89,14 @@ def measure(*, quick: bool) -> Figures:
                 peer=Series("bare uvicorn", tuple(run.proportional for run in peer)),
                 compared="ours",
                 target=Target(at_most=48),
+            ),
+            Row(
+                what=f"resident memory with {size.most_sessions:,} idle sessions",
+                unit="MiB",
+                ours=Series("one server process", (most.whole_mib,)),
+                peer=None,
+                compared="ours",
+                target=Target(at_most=1024),
             ),
         ],
         size=asdict(size),
@@ -107,15 +125,15 @@ def _hold(server: Child, address: str, tokens: Sequence[str | None], size: _Size
             client.ask(_SECONDS, address=address, tokens=tokens[first :: len(clients)])["open"]
             for first, client in enumerate(clients)
         )
-        assert opened == size.sessions
+        assert opened == len(tokens)
         after = proportional_kib(server.pid), resident_kib(server.pid)
         _close(clients)
     _wait_for_files(server.pid, files)
     left = proportional_kib(server.pid)
     proportional, resident = (
-        (now - then) / size.sessions for now, then in zip(after, before, strict=True)
+        (now - then) / len(tokens) for now, then in zip(after, before, strict=True)
     )
-    return _Run(proportional, resident, (left - before[0]) / size.sessions)
+    return _Run(proportional, resident, (left - before[0]) / len(tokens), after[1] / 1024)
 
 
 @contextlib.contextmanager

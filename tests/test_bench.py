@@ -24,6 +24,8 @@ NAMES = (
     "ledger",
     "parallel_calls",
     "resume",
+    "reconnect",
+    "evicted",
 )
 NEED_PUBLISHED = {"imports", "churn", "tools"}
 NEED_POSTGRES = {"ledger"}

@@ -52,11 +52,12 @@ async def read_frame(reader: asyncio.StreamReader) -> bytes:
 
 @dataclass(eq=False)
 class _Pair:
-    """The two ends of one connection through the proxy."""
+    """The two ends of one connection through the proxy, and how many frames have passed."""
 
     client: asyncio.StreamWriter
     server: asyncio.StreamWriter
     is_silent: bool = False
+    frames: int = 0
 
     def cut(self) -> None:
         """Let it end as a lost network does."""
@@ -107,15 +108,15 @@ class FaultProxy:
         for awaited in [each for each in self._awaited if each <= self.frames]:
             self._awaited.pop(awaited).set()
 
-    def cut_some(self, choose: Callable[[], bool]) -> None:
-        """Cut those of the open connections that are chosen."""
+    def cut_some(self, choose: Callable[[int], bool]) -> None:
+        """Cut those of the open connections that are chosen by how many frames have passed."""
         for pair in list(self._open):
-            if choose():
+            if choose(pair.frames):
                 pair.cut()
 
     def close(self) -> None:
         """Cut everything."""
-        self.cut_some(lambda: True)
+        self.cut_some(lambda _frames: True)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -143,6 +144,7 @@ class FaultProxy:
             while True:
                 frame = await read_frame(reader)
                 self.skip_to(self.frames + 1)
+                pair.frames += 1
                 if not await self._survives(frame, self.faults.get(self.frames), writer, pair):
                     return
         except (asyncio.IncompleteReadError, ConnectionError):

@@ -1,12 +1,12 @@
 """What a session costs in memory in which nothing happens any more, after a long conversation.
 
 Sessions come in waves. Each has one turn, in which 100,000 characters are said, and then does
-nothing: it stays connected and its conversation leaves memory, or its connection is lost and it
-ends after its time of grace. Before the first wave that counts there is one of the same size, since
-Python keeps for what comes next most of what a process has once used. What counts is how much the
-process's proportional set (PSS) grows with each further wave, for each of its sessions. The peer of
-those that stay connected are sessions in which nothing was ever said, opened in the same process in
-waves as large. The clients are raw sockets in a process of their own.
+nothing: it stays connected, pings, and its conversation leaves memory, or its connection is lost
+and it ends after its time of grace. Before the first wave that counts there is one of the same
+size, since Python keeps for what comes next most of what a process has once used. What counts is
+how much the process's proportional set (PSS) grows with each further wave, for each of its
+sessions. The peer of those that stay connected are sessions in which nothing was ever said, opened
+in the same process in waves as large. The clients are raw sockets in a process of their own.
 """
 
 from __future__ import annotations

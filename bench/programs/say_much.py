@@ -51,6 +51,8 @@ class Held:
             if given["is_lost"]:
                 socket.close()
             else:
+                # As every client does after a while. The library holds the last frame until then.
+                socket.send(wire.ping_frame(0))
                 self._sockets.append(socket)
 
 

@@ -310,14 +310,8 @@ class _Socket:
         try:
             if options is not None:
                 await self._begin(options)
-            while (text := await self._next_frame()) is not None:
-                if self._gone:
-                    continue  # another connection has the session now
-                frame = wire.parse_client_frame(text)
-                if isinstance(frame, wire.Control) and frame.action == "close":
-                    await self._close(NORMAL_CLOSURE)
-                    return
-                await self._handle(frame)
+            while await self._take_frame():
+                pass
         except wire.FrameError as error:
             await self.refuse_frame(error)
         except ChuckyError as error:
@@ -325,6 +319,23 @@ class _Socket:
         except WebSocketDisconnect as disconnect:
             self._gone = True
             self._is_lost = disconnect.code in _PASSING_CODES
+
+    async def _take_frame(self) -> bool:
+        """Do what the next frame says; whether more can follow.
+
+        A frame may be large, and while the next is awaited nobody holds it any more.
+        """
+        text = await self._next_frame()
+        if text is None:
+            return False
+        if self._gone:
+            return True  # another connection has the session now
+        frame = wire.parse_client_frame(text)
+        if isinstance(frame, wire.Control) and frame.action == "close":
+            await self._close(NORMAL_CLOSURE)
+            return False
+        await self._handle(frame)
+        return True
 
     async def _next_frame(self) -> str | bytes | None:
         """The next frame's data; None if none came for so long that the connection is closed."""

@@ -2,11 +2,11 @@
 
 Sessions come in waves. Each has one turn, in which 100,000 characters are said, and then does
 nothing: it stays connected, pings, and its conversation leaves memory, or its connection is lost
-and it ends after its time of grace. Before the first wave that counts there is one of the same
-size, since Python keeps for what comes next most of what a process has once used. What counts is
-how much the process's proportional set (PSS) grows with each further wave, for each of its
-sessions. The peer of those that stay connected are sessions in which nothing was ever said, opened
-in the same process in waves as large. The clients are raw sockets in a process of their own.
+and it ends after its time of grace. Before the waves that count there are some more, since Python
+keeps for what comes next most of what a process has once used. What counts is how much the
+process's proportional set (PSS) grows with each further wave, for each of its sessions. The peer of
+those that stay connected are sessions in which nothing was ever said, opened in the same process in
+waves as large. The clients are raw sockets in a process of their own.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ _SETTLING_SECONDS = 4
 
 @dataclass(frozen=True, slots=True)
 class _Size:
+    warm_up_waves: int
     waves: int
     sessions_in_a_wave: int
     characters: int
@@ -34,7 +35,7 @@ class _Size:
 
 def measure(*, quick: bool) -> Figures:
     """Measure sessions that were left; see the module's docstring."""
-    size = _Size(2, 5, 1_000) if quick else _Size(4, 200, 100_000)
+    size = _Size(1, 2, 5, 1_000) if quick else _Size(6, 8, 100, 100_000)
     held, silent = _waves(size, is_lost=False)
     ended, _ = _waves(size, is_lost=True)
     return Figures(
@@ -69,11 +70,13 @@ def _waves(size: _Size, *, is_lost: bool) -> tuple[tuple[float, ...], tuple[floa
         program("say_much") as talking,
         program("idle_sockets") as idle,
     ):
-        tokens = iter(service.tokens(2 * size.sessions_in_a_wave * (size.waves + 1)))
-        for _ in range(size.waves + 1):
+        tokens = iter(
+            service.tokens(2 * size.sessions_in_a_wave * (size.warm_up_waves + size.waves))
+        )
+        for _ in range(size.warm_up_waves + size.waves):
             held.append(_talk(service, talking, tokens, size, is_lost=is_lost))
             silent.append(_idle(service, idle, tokens, size))
-    return tuple(held[1:]), tuple(silent[1:])
+    return tuple(held[size.warm_up_waves :]), tuple(silent[size.warm_up_waves :])
 
 
 def _talk(

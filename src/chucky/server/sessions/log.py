@@ -14,7 +14,6 @@ reserves and settles.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
@@ -204,7 +203,7 @@ class SessionLog:
         self._posted_seq = session.last_seq
         self._turn_id = ""
         self._turn_form = ""
-        self._unwritten: deque[Event] = deque()
+        self._unwritten: list[Event] = []
         self._is_due = False
 
     @property
@@ -276,8 +275,7 @@ class SessionLog:
 
     def note_written(self, last_seq: int) -> None:
         """Note that everything up to an event is written."""
-        while self._unwritten and self._unwritten[0].seq <= last_seq:
-            self._unwritten.popleft()
+        self._unwritten = [event for event in self._unwritten if event.seq > last_seq]
 
 
 class Ending:

@@ -68,7 +68,7 @@ class Mailbox:
         self._complete: Complete | None = None
         self._again: Again | None = None
         self._last = Position(0)
-        self._tail: deque[_Kept] = deque()
+        self._tail: deque[_Kept] | None = None  # most sessions are idle, and an empty one is large
         self._tail_bytes = 0
         self._fallen_out = Position(0)
         self._left_out_after: int | None = None
@@ -118,6 +118,8 @@ class Mailbox:
 
     async def _deliver(self, position: Position, frame: str) -> None:
         before, self._last = self._last, position
+        if self._tail is None:
+            self._tail = deque()
         self._tail.append(_Kept(position, frame))
         self._tail_bytes += _size(frame)
         while self._tail_bytes > TAIL_BYTES:
@@ -147,7 +149,7 @@ class Mailbox:
 
     def forget(self) -> None:
         """Keep nothing more of what was sent so far: whoever still wants it reads the log."""
-        self._tail.clear()
+        self._tail = None
         self._tail_bytes = 0
         self._fallen_out = self._last
 
@@ -177,7 +179,7 @@ class Mailbox:
             if after < self._fallen_out:
                 after = await self._send_complete(outbox, after)
                 continue  # more is left, or has fallen out meanwhile
-            missed = [each for each in self._tail if each.position > after]
+            missed = [each for each in self._tail or () if each.position > after]
             for position, frame in missed:
                 if self._catching_up is not outbox:
                     return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -129,7 +129,7 @@ class SessionMemory:
             self._conversation = None
             self._inputs = OrderedDict()
 
-    async def come_back(self, session_id: str, waiting: deque[wire.UserInput]) -> None:
+    async def come_back(self, session_id: str, waiting: list[wire.UserInput]) -> None:
         """Read again what has left, if it has; what fails is told by :meth:`conversation`.
 
         Args:

@@ -33,9 +33,10 @@ from chucky.server.model.pricing import Price, Rate, Usage
 from chucky.server.postgres_url import PostgresUrl
 from chucky.server.sessions.archive import Archive
 from chucky.server.sessions.capacity import TurnSlots
+from chucky.server.sessions.limits import Limits
 from chucky.server.sessions.mailbox import Position
 from chucky.server.sessions.past import Resumption
-from chucky.server.sessions.session import Limits, Session
+from chucky.server.sessions.session import Session
 from chucky.server.store.database import now_ms, store_error
 from chucky.server.store.opening import open_database, open_ledger
 from chucky.server.store.session_rows import KeptSessions
@@ -99,7 +100,7 @@ class ScriptedConversation:
             await turn.emit({"type": "assistant", "message": {"content": "call"}})
             self.called.set()
             try:
-                outcome = await turn.call_tool(LOOK_UP, {})
+                outcome = await turn.call_tool(LOOK_UP, {}, "t1")
             finally:
                 self.called.clear()
             self.memory.note({"found": outcome.content})

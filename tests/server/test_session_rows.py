@@ -94,4 +94,4 @@ def test_a_copy_has_the_events_up_to_its_last_and_a_life_of_its_own(
     found = kept.session("copy")
     assert found
     assert (found.forked_from, found.turns, found.last_seq) == ("s", 1, 3)
-    assert kept.interrupted_sessions() == []
+    assert kept.left_sessions("anybody") == []

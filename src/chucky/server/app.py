@@ -27,9 +27,10 @@ from chucky.server import auth
 from chucky.server.admission import Grant, Policy, admit, turn_limits, user_limits
 from chucky.server.auth import Identity
 from chucky.server.certificate import check_certificate
+from chucky.server.edge.doorkeeper import Doorkeeper
 from chucky.server.edge.outlet import OutletProtocol
 from chucky.server.edge.rest import RestEdge
-from chucky.server.edge.websocket import Doorkeeper, WebSocketEdge
+from chucky.server.edge.websocket import WebSocketEdge
 from chucky.server.engines.messages import MessagesEngine
 from chucky.server.ledger import payer
 from chucky.server.ledger.accounts import Holder
@@ -48,13 +49,16 @@ from chucky.server.reloading import Reloading
 from chucky.server.sessions import inquiries
 from chucky.server.sessions.archive import Archive
 from chucky.server.sessions.capacity import TurnSlots
+from chucky.server.sessions.elsewhere import Elsewhere
 from chucky.server.sessions.host import Host
+from chucky.server.sessions.limits import Limits
 from chucky.server.sessions.log import Past
 from chucky.server.sessions.mailbox import Outbox
 from chucky.server.sessions.past import Resumption
+from chucky.server.sessions.postoffice import PostOffice
 from chucky.server.sessions.registry import Registry
 from chucky.server.sessions.retention import Retention
-from chucky.server.sessions.session import Limits, Session
+from chucky.server.sessions.session import Session
 from chucky.server.sessions.turn import TurnPayer
 from chucky.server.settings import Settings
 from chucky.server.store import ServeLock, open_ledger, open_sessions, open_store
@@ -268,6 +272,9 @@ class Service:
             keeping.append(asyncio.create_task(self._keep_reloading(reloading)))
         if self._ledger is not None:
             keeping.append(asyncio.create_task(self._ledger.run()))
+        if self._archive is not None and self._archive.is_shared:
+            post_office = PostOffice(self._archive, self._host.receive)
+            keeping += [asyncio.create_task(each.run()) for each in (self._archive, post_office)]
         needed = {serving, *keeping}
         running: set[asyncio.Task[Any]] = {*needed, self._provider}
         try:
@@ -289,6 +296,7 @@ class Service:
             open_session=self._open_session,
             admit=self._admit,
             recall=self._recall,
+            holds=self._holds,
             inquire=functools.partial(inquiries.answer, self._archive),
         )
 
@@ -325,9 +333,17 @@ class Service:
             open_payer=self._open_payer,
             turn_slots=self._turn_slots,
             keeper=self._archive,
+            follow=self._follow,
         )
 
-    async def _recall(self, session: Session, asked: Resumption) -> Past:
+    def _follow(self, past: Past, grant: Grant) -> Elsewhere:
+        assert self._archive is not None
+        return Elsewhere(self._archive, past, grant.tools)
+
+    async def _holds(self, session_id: str) -> bool:
+        return self._archive is None or await self._archive.holds(session_id)
+
+    async def _recall(self, session: Session, asked: Resumption, *, follows: bool) -> Past:
         if self._archive is None:
             raise inquiries.session_log_off()
 
@@ -335,7 +351,7 @@ class Service:
             await self._registry.take_over(session.identity, session_id)
             session.session_id = session_id  # whoever resumes it next finds it here
 
-        return await self._archive.recall(session.identity, asked, take_over)
+        return await self._archive.recall(session.identity, asked, take_over, follows=follows)
 
     def _open_payer(
         self, session: Session, turn_id: str, end_turn: Callable[[ChuckyError], None]

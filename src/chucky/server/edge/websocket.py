@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -18,10 +17,10 @@ from chucky.errors import AuthenticationError, ChuckyError, SessionError
 from chucky.server.admission import Grant
 from chucky.server.auth import Identity
 from chucky.server.edge import opening
+from chucky.server.edge.doorkeeper import Doorkeeper
 from chucky.server.edge.outlet import Outlet
 from chucky.server.sessions.host import Host, Running
 from chucky.server.sessions.log import Past
-from chucky.server.sessions.mailbox import Outbox
 from chucky.server.sessions.past import Resumption
 from chucky.server.sessions.registry import Registry
 from chucky.server.sessions.session import Session
@@ -52,25 +51,6 @@ _CODE_BY_REASON = {
 _PASSING_CODES = (1001, 1005, 1006, 1011, 1012, 1013)
 # In the upgrade: the session that a client comes back for.
 _SESSION_HEADER = "chucky-session"
-
-
-@dataclass(frozen=True, slots=True)
-class Doorkeeper:
-    """The decisions the edge asks for and does not take itself.
-
-    Attributes:
-        authenticate: Judges a token; raises AuthenticationError.
-        open_session: Makes the session of an identity.
-        admit: Decides on the options a client asks for.
-        recall: Finds the session that a grant goes on with, or makes a new one; raises ChuckyError.
-        inquire: Makes the frame that answers a question about sessions; raises FrameError.
-    """
-
-    authenticate: Callable[[str], Awaitable[Identity]]
-    open_session: Callable[[Identity, Outbox], Session]
-    admit: Callable[[Identity, Mapping[str, Any]], Grant | ChuckyError]
-    recall: Callable[[Session, Resumption], Awaitable[Past]]
-    inquire: Callable[[Session, wire.Control], Awaitable[str]]
 
 
 class WebSocketEdge:
@@ -166,6 +146,7 @@ class _Socket:
         self._helpers: list[asyncio.Task[None]] = []
         self._gone = False
         self._is_lost = False
+        self._has_left = False
 
     def attach(self, identity: Identity) -> None:
         """Make the session whose frames go through this socket."""
@@ -252,6 +233,11 @@ class _Socket:
         """The session's id; see :class:`Attached`."""
         return self._session.session_id
 
+    @property
+    def epoch(self) -> int:
+        """By which number it is written; see :class:`Attached`."""
+        return self._session.epoch
+
     def stop(self, error: ChuckyError, *, patience_seconds: float = 0.0) -> None:
         """End the session from outside; see :class:`Attached`."""
         self._beside(self._stop(error, patience_seconds))
@@ -277,7 +263,7 @@ class _Socket:
         if running is None:
             return
         session = running.session
-        session.detach(self)
+        session.detach(self, has_left=self._has_left)
         if self._is_lost and session.can_be_taken_up:
             await self._host.leave(running)
         else:
@@ -299,8 +285,14 @@ class _Socket:
     async def _follow(self, running: Running) -> None:
         """Fail with a session that fails by a fault of ours, so that its client is not left."""
         await asyncio.wait([running.answering])
-        if self._running is running and not running.answering.cancelled():
+        if self._running is not running or running.answering.cancelled():
+            return
+        try:
             running.answering.result()
+        except ChuckyError as error:
+            logger.info("session %s: %s", self.session_id, error)
+            code = _CODE_BY_REASON.get(error.reason or "", INTERNAL_ERROR)
+            await self._end(code, error.reason)
 
     def _stop_helping(self) -> None:
         for helper in self._helpers:
@@ -319,6 +311,7 @@ class _Socket:
         except WebSocketDisconnect as disconnect:
             self._gone = True
             self._is_lost = disconnect.code in _PASSING_CODES
+            self._has_left = not self._is_lost
 
     async def _take_frame(self) -> bool:
         """Do what the next frame says; whether more can follow.
@@ -332,6 +325,7 @@ class _Socket:
             return True  # another connection has the session now
         frame = wire.parse_client_frame(text)
         if isinstance(frame, wire.Control) and frame.action == "close":
+            self._has_left = True
             await self._close(NORMAL_CLOSURE)
             return False
         await self._handle(frame)
@@ -380,7 +374,7 @@ class _Socket:
             options = {"vessel": vessel, **options}
         capabilities = opening.capabilities(options)
         after = opening.last_seen(options) if wire.REPLAY in capabilities else None
-        taken_up = None if after is None else self._taken_up(options)
+        taken_up = None if after is None else await self._taken_up(options)
         running = taken_up or await self._begun(options)
         session = self._session = running.session
         self._running = running
@@ -395,10 +389,10 @@ class _Socket:
         except ChuckyError as error:
             await self._lose(error)
 
-    def _taken_up(self, options: Mapping[str, Any]) -> Running | None:
-        """The session that this connection goes on with, if it still runs."""
+    async def _taken_up(self, options: Mapping[str, Any]) -> Running | None:
+        """The session that this connection goes on with, if it still runs here."""
         session_id = options.get("resume") or options.get("sessionId")
-        if not isinstance(session_id, str):
+        if not isinstance(session_id, str) or not await self._doorkeeper.holds(session_id):
             return None
         return self._host.take(self.identity, session_id)
 
@@ -418,13 +412,13 @@ class _Socket:
 
     async def _recalled(self, asked: Resumption, options: Mapping[str, Any]) -> Past | None:
         """The session to go on with; None where its server died before anything of it was kept."""
+        after = opening.last_seen(options) if wire.REPLAY in opening.capabilities(options) else None
         try:
-            past = await self._doorkeeper.recall(self._session, asked)
+            past = await self._doorkeeper.recall(self._session, asked, follows=after is not None)
         except SessionError as error:
             if error.reason == "session_not_found" and opening.may_be_unknown(options):
                 return None
             raise
-        after = opening.last_seen(options)
         return past if after is None else past.numbered_after(after.seq)
 
     async def _stop(self, error: ChuckyError, patience_seconds: float) -> None:

@@ -115,8 +115,16 @@ class Turn(Protocol):
         """Send one event of the model's stream to the client, as the JSON text it came in."""
         ...
 
-    async def call_tool(self, tool: ToolSpec, arguments: dict[str, Any]) -> ToolOutcome:
-        """Have the client run a tool; a missing answer becomes an error outcome in time."""
+    async def call_tool(
+        self, tool: ToolSpec, arguments: dict[str, Any], tool_use_id: str
+    ) -> ToolOutcome:
+        """Have the client run a tool; a missing answer becomes an error outcome in time.
+
+        Args:
+            tool: The tool.
+            arguments: What it is called with.
+            tool_use_id: The id of the ``tool_use`` block in the last message that was emitted.
+        """
         ...
 
 

@@ -297,7 +297,7 @@ class MessagesConversation:
         if tool is None:
             text = f"There is no tool named {call['name']!r}."
             return ToolOutcome([{"type": "text", "text": text}], is_error=True)
-        return await turn.call_tool(tool, call["input"])
+        return await turn.call_tool(tool, call["input"], call["id"])
 
     def _answer_request(self, model: Model) -> dict[str, Any]:
         request = self._request(model, self._history)

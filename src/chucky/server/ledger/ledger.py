@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 from chucky.errors import ChuckyError
 from chucky.server.ledger.accounts import Holder, Standing
 from chucky.server.ledger.booking import LEASE_MS, Group, book
+from chucky.server.ledger.lateness import log_what_came_too_late
 from chucky.server.ledger.operations import (
     Adjust,
     Also,
     Beat,
-    Booked,
     Busy,
     Checkpoint,
     Done,
@@ -37,7 +37,7 @@ from chucky.server.ledger.operations import (
     Sweep,
     Void,
 )
-from chucky.server.ledger.rows import LedgerRows
+from chucky.server.ledger.rows import LedgerRows, LedgerTransaction
 
 logger = logging.getLogger("chucky.server")
 
@@ -87,7 +87,12 @@ class _Line:
 
 
 class Ledger:
-    """The way to the ledger for everything in this process. :meth:`run` must be running."""
+    """The way to the ledger for everything in this process. :meth:`run` must be running.
+
+    Attributes:
+        is_shared: Whether other processes use the same database.
+        server_id: What this process is called there.
+    """
 
     def __init__(self, rows: LedgerRows, *, is_shared: bool = False) -> None:
         """Prepare; nothing is read or written yet.
@@ -97,8 +102,9 @@ class Ledger:
             is_shared: Whether other processes use it too.
         """
         self._rows = rows
-        self._is_shared = is_shared
-        self._owner = uuid.uuid4().hex
+        self.is_shared = is_shared
+        self.server_id = uuid.uuid4().hex
+        self._sweeps_from = 0.0
         self._requests: deque[_Request] = deque()
         self._arrived = asyncio.Event()
         self._overdue: deque[_Request] = deque()
@@ -110,8 +116,13 @@ class Ledger:
         self._watched: dict[str, Callable[[], Checkpoint | None]] = {}
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="chucky-ledger")
 
+    @property
+    def may_sweep(self) -> bool:
+        """Whether what is not renewed was left by the dead; after an outage the living do, too."""
+        return asyncio.get_running_loop().time() >= self._sweeps_from
+
     async def recover(self) -> int:
-        """End the reservations of a process that died, before this one makes any.
+        """Enter this process, and end the reservations of one that died before this makes any.
 
         Where others share the ledger only those that nobody has renewed in time.
 
@@ -121,12 +132,17 @@ class Ledger:
         Raises:
             ChuckyError: The database cannot be used.
         """
+        await self.write(Also(self._enter))
         ended = 0
         while True:
-            [[outcome]] = await self._write([[Sweep(everything=not self._is_shared)]])
+            [[outcome]] = await self._write([[Sweep(everything=not self.is_shared)]])
             if not isinstance(outcome, Done) or not outcome.count:
                 return ended
             ended += outcome.count
+
+    def _enter(self, transaction: LedgerTransaction, _outcomes: Sequence[Outcome]) -> None:
+        lease_ms = transaction.now_ms + LEASE_MS
+        transaction.enter(self.server_id, lease_ms, is_alone=not self.is_shared)
 
     async def write(self, *operations: Operation) -> list[Outcome]:
         """Have a group of operations done at once, also before :meth:`run`.
@@ -147,8 +163,15 @@ class Ledger:
         finally:
             while self._requests:
                 await self._write_requests()
-            await self._write_overdue()
+            if await self._write_overdue():
+                await self._leave()
             self._executor.shutdown(wait=False)
+
+    async def _leave(self) -> None:
+        try:
+            await self.write(Also(lambda transaction, _: transaction.leave(self.server_id)))
+        except ChuckyError as error:
+            logger.warning("the database could not be told that this server ends: %s", error)
 
     async def ask(self, *operations: Operation) -> list[Outcome]:
         """Have a group of operations done.
@@ -369,7 +392,7 @@ class Ledger:
 
     def _book(self, groups: Sequence[Group]) -> list[list[Outcome]]:
         with self._rows.transaction() as transaction:
-            return book(transaction, groups, self._owner)
+            return book(transaction, groups, self.server_id)
 
     def _answer(self, request: _Request, outcomes: list[Outcome]) -> None:
         if self._lines and any(
@@ -380,7 +403,7 @@ class Ledger:
             self._given_back = asyncio.Event()
         if not request.done.done():
             request.done.set_result(outcomes)
-        _log_what_came_too_late(request.operations, outcomes)
+        log_what_came_too_late(request.operations, outcomes)
         if request.is_abandoned:
             self._give_back(
                 [
@@ -441,16 +464,14 @@ class Ledger:
         return True
 
     async def _keep_beating(self) -> None:
-        loop = asyncio.get_running_loop()
-        sweeps_from = loop.time()
         while True:
             await asyncio.sleep(BEAT_SECONDS)
-            may_sweep = loop.time() >= sweeps_from
+            may_sweep = self.may_sweep
             operations: list[Operation] = []
-            if self._watched or self._lines or not may_sweep:
+            if self._watched or self._lines or self.is_shared or not may_sweep:
                 checkpoints = filter(None, [look() for look in list(self._watched.values())])
-                operations.append(Beat(self._owner, tuple(checkpoints)))
-            if self._is_shared and may_sweep:
+                operations.append(Beat(self.server_id, tuple(checkpoints)))
+            if self.is_shared and may_sweep:
                 operations.append(Sweep())
             try:
                 if operations:
@@ -458,24 +479,7 @@ class Ledger:
             except ChuckyError as error:
                 logger.warning("the leases of running calls were not renewed: %s", error)
                 # Nor were those of others, perhaps, who live and have to be left the time for it.
-                sweeps_from = loop.time() + LEASE_MS / 1_000
-
-
-def _log_what_came_too_late(operations: Group, outcomes: Sequence[Outcome]) -> None:
-    for spent, booked in zip(operations, outcomes, strict=False):
-        if (
-            isinstance(spent, Settle)
-            and isinstance(booked, Booked)
-            and (booked.kind, booked.amount) != ("settle", spent.amount)
-        ):
-            logger.warning(
-                "%d (%s) was spent and %d is booked for %s, because its lease had ended (%s)",
-                spent.amount,
-                spent.meter,
-                booked.amount,
-                spent.reservation_id,
-                booked.kind,
-            )
+                self._sweeps_from = asyncio.get_running_loop().time() + LEASE_MS / 1_000
 
 
 def _own_fault() -> ChuckyError:

@@ -181,7 +181,7 @@ class Also:
         about: What it is about, for those who wait until all about that is written.
     """
 
-    write: Callable[[Any, Sequence[Outcome]], None]
+    write: Callable[[Any, Sequence[Outcome]], object]
     about: str = ""
 
 

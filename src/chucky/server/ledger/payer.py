@@ -72,7 +72,7 @@ class TurnLimits:
     calls: int | None = None
 
 
-Finish = Callable[[Bill], Callable[[Any], None]]
+Finish = Callable[[Bill], Callable[[Any], object]]
 """Says what is to be written when a turn has ended, of its bill: a function of a transaction."""
 
 

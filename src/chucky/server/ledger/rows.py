@@ -183,7 +183,25 @@ class LedgerTransaction(Protocol):
     def renew(
         self, owner: str, expires_ms: int, checkpoints: Mapping[str, tuple[int, Usage]]
     ) -> int:
-        """Renew the leases of a process and write checkpoints; return how many it renewed."""
+        """Renew the lease of a process and those of its reservations, and write checkpoints.
+
+        Returns:
+            How many reservations it has.
+        """
+        ...
+
+    def enter(self, owner: str, lease_ms: int, *, is_alone: bool) -> None:
+        """Note that a process lives, and forget those whose leases are over.
+
+        Args:
+            owner: The process.
+            lease_ms: Until when it is taken to live, if it does not renew that.
+            is_alone: Whether no other can live, whatever their leases say.
+        """
+        ...
+
+    def leave(self, owner: str) -> None:
+        """Note that a process ends, which holds nothing any more."""
         ...
 
     def forget_windows(self, project_id: str, user_id: str, kind: str) -> None:

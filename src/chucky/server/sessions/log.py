@@ -14,15 +14,20 @@ reserves and settles.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
+
+from chucky.errors import ChuckyError, SessionError
+from chucky.server.sessions.mail import Mail
 
 Kind = Literal["input", "message", "context"]
 
 # A process that dies may have sent messages, fewer than this, that it had yet to write. Their
 # numbers are not given out again, so that a client that has them gets what happens later.
 LOST_NUMBERS = 1_000_000
+# How long a model call waits for what happened before it to be written.
+_WRITTEN_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,9 @@ class SessionRecord:
         spent_nanos: What its model calls cost, in nano-dollars.
         turn_id: The turn that runs; ``''`` for none.
         turn_form: The form of its messages: ``flat`` or ``wrapped``.
+        owner: The server that writes it; ``''`` for none.
+        epoch: How often that has changed. Only who has this number may write.
+        seat: The connection by which another server follows it; ``''`` for none.
     """
 
     session_id: str
@@ -75,6 +83,9 @@ class SessionRecord:
     spent_nanos: int = 0
     turn_id: str = ""
     turn_form: str = ""
+    owner: str = ""
+    epoch: int = 1
+    seat: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +112,48 @@ class LogTransaction(Protocol):
 
     def append_events(
         self, session: SessionRecord, events: Sequence[Event], progress: Progress
-    ) -> None:
+    ) -> bool:
         """Write events, and the session itself if these are its first.
 
         Events that were written before are left alone, and nothing happens if the last one was.
         Those of a session that was deleted are not kept.
+
+        Returns:
+            False if nothing is written, because somebody else writes the session now.
         """
+        ...
+
+    def seize(self, session_id: str, owner: str, new_owner: str, seat: str) -> SessionRecord | None:
+        """Make a session another owner's, so that nobody else writes it any more.
+
+        Only one in which no turn runs, or whose turn's server is dead. Such a turn is not ended by
+        this.
+
+        Args:
+            session_id: The session.
+            owner: The server that asks.
+            new_owner: Who writes it from now on; ``''`` for nobody.
+            seat: The connection that must still be the one that follows it; ``''`` for any.
+
+        Returns:
+            What is kept about it; None if it may not be had.
+        """
+        ...
+
+    def take_seat(self, session_id: str, seat: str) -> str:
+        """Note which connection follows a session from another server than its owner's.
+
+        Returns:
+            Its owner; ``''`` if it has none.
+        """
+        ...
+
+    def send_mail(self, server_id: str, mail: Mail) -> None:
+        """Tell a server something about a session, unless it is gone."""
+        ...
+
+    def delete_mail(self, mail_ids: Iterable[int]) -> None:
+        """Delete what a server was told."""
         ...
 
     def turn_cost(self, session: SessionRecord) -> tuple[int, int]:
@@ -151,12 +198,20 @@ class LogReader(Protocol):
         """Read the sessions of a user or of all users, the latest first."""
         ...
 
-    def interrupted_sessions(self) -> list[SessionRecord]:
-        """Read the sessions with a turn that has neither ended nor holds any compute."""
+    def left_sessions(self, owner: str) -> list[str]:
+        """Read which sessions run a turn that nobody ends.
+
+        Their owner is another server than the one that asks, its lease is over, and so are the
+        turn's reservations.
+        """
+        ...
+
+    def mail(self, server_id: str) -> list[tuple[int, Mail]]:
+        """Read what a server is told, in order, each with its number."""
         ...
 
 
-Write = Callable[[LogTransaction], None]
+Write = Callable[[LogTransaction], bool]
 Post = Callable[[str, Write], "asyncio.Future[Any]"]
 """Has something about the session with an id written with the next commit; done when it is."""
 
@@ -170,17 +225,19 @@ class Past:
         steps: How the conversation that its engine knows came about.
         inputs: The uuids of the messages its user has sent.
         message_count: How many messages these were, with those that have no uuid.
+        seen_seq: The number of the last message that a client has which comes back.
     """
 
     session: SessionRecord
     steps: Sequence[dict[str, Any]] = ()
     inputs: Sequence[str] = ()
     message_count: int = 0
+    seen_seq: int = 0
 
     def numbered_after(self, seq: int) -> Past:
         """The same, with new events numbered behind what a client has that a dead process sent."""
         last_seq = max(self.session.last_seq, min(seq, self.session.last_seq + LOST_NUMBERS))
-        return replace(self, session=replace(self.session, last_seq=last_seq))
+        return replace(self, session=replace(self.session, last_seq=last_seq), seen_seq=seq)
 
 
 class SessionLog:
@@ -190,13 +247,19 @@ class SessionLog:
     fails for a while leaves no gap, and in whatever order it catches up, nothing comes out of turn.
     """
 
-    def __init__(self, session: SessionRecord, post: Post) -> None:
+    def __init__(
+        self, session: SessionRecord, post: Post, lost: Callable[[], None] = lambda: None
+    ) -> None:
         """Go on with a log.
 
         Args:
             session: Whose log it is, with the number of its last event.
             post: Has something written.
+            lost: Called when something was not written, because the session is another server's.
         """
+        self._lost = lost
+        self._is_lost = False
+        self._posted: asyncio.Future[Any] | None = None
         self._session = session
         self._post = post
         self._last_seq = session.last_seq
@@ -205,6 +268,11 @@ class SessionLog:
         self._turn_form = ""
         self._unwritten: list[Event] = []
         self._is_due = False
+
+    @property
+    def epoch(self) -> int:
+        """The number by which it may be written."""
+        return self._session.epoch
 
     @property
     def last_seq(self) -> int:
@@ -263,19 +331,54 @@ class SessionLog:
     def writing(self, events: Sequence[Event], progress: Progress) -> Write:
         """What writes events of this log."""
 
-        def write(transaction: LogTransaction) -> None:
-            transaction.append_events(self._session, events, progress)
+        def write(transaction: LogTransaction) -> bool:
+            is_written = transaction.append_events(self._session, events, progress)
+            # In the thread of the ledger: whoever waits for this knows it when it is done.
+            self._is_lost = self._is_lost or not is_written
+            return is_written
 
         return write
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether something was not written, because the session is another server's."""
+        return self._is_lost
+
+    async def hold(self) -> None:
+        """Wait until what has happened is written.
+
+        Raises:
+            SessionError: The session is another server's.
+            ChuckyError: It is not written in time.
+        """
+        self._flush()
+        if self._posted is not None and not self._posted.done():
+            _, unwritten = await asyncio.wait([self._posted], timeout=_WRITTEN_SECONDS)
+            if unwritten:
+                raise ChuckyError(
+                    "What happened before cannot be written at the moment; it will be. Try again; "
+                    "the server's log says why.",
+                    code="STORE_ERROR",
+                    reason="ledger_unavailable",
+                )
+        if self._is_lost:
+            raise taken_over()
+
     def post(self, write: Write, last_seq: int) -> None:
         """Have events written, up to the one with this number."""
-        written = self._post(self._session.session_id, write)
-        written.add_done_callback(lambda _written: self.note_written(last_seq))
+        self._posted = self._post(self._session.session_id, write)
+        self._posted.add_done_callback(lambda _written: self.note_written(last_seq))
 
     def note_written(self, last_seq: int) -> None:
-        """Note that everything up to an event is written."""
+        """Note that everything up to an event is written, or never will be."""
+        if self._is_lost:
+            self._lost()
         self._unwritten = [event for event in self._unwritten if event.seq > last_seq]
+
+
+def taken_over() -> SessionError:
+    """The error of a session that goes on elsewhere."""
+    return SessionError("The session goes on on another connection.", reason="session_taken_over")
 
 
 class Ending:

@@ -26,6 +26,11 @@ OpenConversation = Callable[[Memory], Conversation]
 class Keeper(Protocol):
     """Keeps the logs of sessions, as a session sees it."""
 
+    @property
+    def server_id(self) -> str:
+        """What this server is called as the owner of sessions."""
+        ...
+
     def post(self, session_id: str, write: Write) -> asyncio.Future[Any]:
         """Have something about a session written with the next commit."""
         ...

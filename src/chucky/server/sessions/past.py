@@ -73,6 +73,9 @@ def recall(reader: LogReader, session: SessionRecord, asked: Resumption) -> Past
             calls=0,
             spent_nanos=0,
             created_ms=0,
+            turn_id="",
+            turn_form="",
+            seat="",
         )
     session = replace(session, last_seq=last_seq)
     inputs = [json.loads(event.body).get("uuid") for event in events if event.kind == "input"]

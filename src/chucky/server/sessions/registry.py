@@ -10,6 +10,7 @@ from chucky.errors import ChuckyError, ConcurrencyLimitError, SessionError
 from chucky.server.auth import Identity
 from chucky.server.policy import ProjectPolicy
 from chucky.server.sessions.capacity import server_full
+from chucky.server.sessions.log import taken_over
 
 if TYPE_CHECKING:
     from chucky.server.sessions.host import Running
@@ -39,6 +40,11 @@ class Attached(Protocol):
     @property
     def is_busy(self) -> bool:
         """Whether a turn is running or waiting. Without, and without a client, it is not needed."""
+        ...
+
+    @property
+    def epoch(self) -> int:
+        """The number by which it may be written; 0 where it may not yet."""
         ...
 
     def release(self) -> Running | None:
@@ -185,28 +191,30 @@ class Registry:
                 # Again when others have waited for the same: it is now one of theirs.
                 while (attached := self._find(identity, session_id)) is not None:
                     gone = self._gone.setdefault(attached, asyncio.Event())
-                    attached.stop(
-                        SessionError(
-                            "The session goes on on another connection.",
-                            reason="session_taken_over",
-                        )
-                    )
+                    attached.stop(taken_over())
                     await gone.wait()
         except TimeoutError:
-            raise SessionError(
-                "The session does not end on the connection where it is open; try again in a "
-                "moment.",
-                reason="session_busy",
-            ) from None
+            raise session_busy() from None
 
     def _find(self, identity: Identity, session_id: str) -> Attached | None:
-        return next(
-            (each for each in self.of_user(identity) if each.session_id == session_id), None
-        )
+        return self.find(_user(identity), session_id)
+
+    def find(self, user: tuple[str, str], session_id: str) -> Attached | None:
+        """The open session of a user (of a project) with this id."""
+        sessions = self._by_user.get(user, ())
+        return next((each for each in sessions if each.session_id == session_id), None)
 
     async def wait_empty(self) -> None:
         """Wait until no session is open."""
         await self._empty.wait()
+
+
+def session_busy() -> SessionError:
+    """The error of a session that is open elsewhere and not let go of."""
+    return SessionError(
+        "The session does not end on the connection where it is open; try again in a moment.",
+        reason="session_busy",
+    )
 
 
 def _too_many(count: int, most: int, advice: str, *, reason: str) -> ConcurrencyLimitError:

@@ -1,23 +1,50 @@
-"""The messages that a session makes itself: the first of all, and the one that ends a turn."""
+"""What a session says itself: what it is, its first message, and the one that ends a turn."""
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
+from chucky import wire
 from chucky.errors import ChuckyError
 from chucky.server.admission import Grant
 from chucky.server.engines.base import Answer
-from chucky.server.ledger.accounts import Bill, warned_percent
+from chucky.server.ledger.accounts import Bill, amounts, warned_percent
 from chucky.server.ledger.accounts import details as standing_details
+from chucky.server.ledger.windows import iso_time
 from chucky.server.model.meter import Meter
 from chucky.server.model.payment import CutShortError
 from chucky.server.model.pricing import nanos_to_dollars
+from chucky.server.sessions.log import Past
+
+logger = logging.getLogger("chucky.server")
 
 # Subtypes that some published clients do not survive: for those that named `result_details`.
 _PRECISE_SUBTYPES = {
     "STRUCTURED_OUTPUT": "error_max_structured_output_retries",
     "session_budget_exhausted": "error_max_budget_usd",
 }
+
+
+def session_info(past: Past, grant: Grant, *, keeps_log: bool) -> dict[str, Any]:
+    """Say what a session is and may do, as the data of ``session_info``."""
+    session = past.session
+    info = {
+        "sessionId": session.session_id,
+        "state": "ready",
+        "messageCount": past.message_count,
+        "model": grant.model.id,
+        "tools": [tool.visible_name for tool in grant.tools],
+        "capabilities": [each for each in wire.CAPABILITIES if each != wire.REPLAY or keeps_log],
+        "ignored": list(grant.ignored),
+        "notices": list(grant.notices),
+    }
+    if session.created_ms:
+        info["createdAt"] = iso_time(session.created_ms)
+        info["lastActivityAt"] = iso_time(session.active_ms)
+    if keeps_log:
+        info["seq"] = session.last_seq
+    return info
 
 
 def init_message(grant: Grant) -> dict[str, Any]:
@@ -123,3 +150,18 @@ def _subtype(outcome: Answer | ChuckyError) -> str:
     if isinstance(outcome, Answer):
         return "success"
     return "error_max_turns" if outcome.code == "MAX_TURNS" else "error_during_execution"
+
+
+def log_warnings(session_id: str, bill: Bill) -> None:
+    """Log which budgets are nearly spent."""
+    for standing in bill.standings:
+        if percent := bill.reached_percent(standing):
+            logger.warning(
+                "session %s: %d %% of the %s budget of the %s is spent: %s in this %s",
+                session_id,
+                percent,
+                standing.meter,
+                standing.limit.scope,
+                amounts(standing),
+                standing.limit.window,
+            )

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,42 +14,26 @@ from chucky import wire
 from chucky.errors import ChuckyError
 from chucky.server.admission import Grant
 from chucky.server.auth import Identity
-from chucky.server.engines.base import Answer, Content, Engine, SessionSpec
-from chucky.server.ledger.accounts import Bill, amounts
-from chucky.server.ledger.windows import iso_time
+from chucky.server.engines.base import Answer, Content, Engine
+from chucky.server.ledger.accounts import Bill
 from chucky.server.sessions.capacity import TurnSlots
 from chucky.server.sessions.content import checked_content
-from chucky.server.sessions.log import Past, SessionLog, SessionRecord, Write
+from chucky.server.sessions.elsewhere import Elsewhere
+from chucky.server.sessions.limits import Limits
+from chucky.server.sessions.log import Past, SessionLog, SessionRecord, Write, taken_over
 from chucky.server.sessions.mailbox import Mailbox, Outbox, Position
 from chucky.server.sessions.memory import Keeper, SessionMemory
-from chucky.server.sessions.results import init_message, result_message
+from chucky.server.sessions.results import (
+    init_message,
+    log_warnings,
+    result_message,
+    session_info,
+)
+from chucky.server.sessions.spec import session_spec
 from chucky.server.sessions.toolcalls import ToolCalls
-from chucky.server.sessions.turn import RunningTurn, TurnPayer
+from chucky.server.sessions.turn import RunningTurn, TurnPayer, interrupted
 
 logger = logging.getLogger("chucky.server")
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a session may take at most.
-
-    Attributes:
-        turn_timeout_seconds: How long a turn may take.
-        tool_timeout_seconds: How long a tool of its client may take.
-        queued_inputs: How many messages may wait.
-        frame_bytes: The largest frame its client may send.
-        stall_timeout_seconds: How long a turn may run without anything happening.
-        tail_seconds: How long what was sent is kept in memory after a turn.
-        evict_after_seconds: After how long without a turn the conversation leaves memory.
-    """
-
-    turn_timeout_seconds: float
-    tool_timeout_seconds: float
-    queued_inputs: int
-    frame_bytes: int
-    stall_timeout_seconds: float
-    tail_seconds: float
-    evict_after_seconds: float
 
 
 class Session:
@@ -71,6 +54,7 @@ class Session:
         open_payer: Callable[[Session, str, Callable[[ChuckyError], None]], TurnPayer],
         turn_slots: TurnSlots,
         keeper: Keeper | None = None,
+        follow: Callable[[Past, Grant], Elsewhere] | None = None,
     ) -> None:
         """Make a session; :meth:`begin` decides what it may do.
 
@@ -84,6 +68,7 @@ class Session:
                 the turn when its compute is used up.
             turn_slots: How many turns may run beside each other.
             keeper: Keeps its log; None keeps none.
+            follow: Follows a session whose turn runs at another server.
         """
         self.session_id = str(uuid.uuid4())
         self.identity = identity
@@ -94,6 +79,9 @@ class Session:
         self._open_payer = partial(open_payer, self)
         self._turn_slots = turn_slots
         self._keeper = keeper
+        self._server_id = "" if keeper is None else keeper.server_id
+        self._follow = follow
+        self._elsewhere: Elsewhere | None = None
         self._memory = SessionMemory(keeper)
         self._log: SessionLog | None = None
         self._tool_calls = ToolCalls(
@@ -132,7 +120,7 @@ class Session:
     @property
     def busy(self) -> bool:
         """Whether a turn is running or waiting."""
-        return self._turn is not None or bool(self._inputs)
+        return self._turn is not None or bool(self._inputs) or self._elsewhere is not None
 
     def named(self, capability: str) -> bool:
         """Whether the client named an extension of ours."""
@@ -158,35 +146,28 @@ class Session:
                 refused = {"state": "refused", "capabilities": list(wire.CAPABILITIES)}
                 await self._mailbox.send(wire.control_frame("session_info", refused))
             return
-        past = past or Past(SessionRecord(self.session_id, *_owner(self.identity)))
-        self._recall(past, grant)
-        self._info = {
-            "sessionId": self.session_id,
-            "state": "ready",
-            "messageCount": past.message_count,
-            **_times(past.session),
-            "model": grant.model.id,
-            "tools": [tool.visible_name for tool in grant.tools],
-            "capabilities": [
-                each for each in wire.CAPABILITIES if each != wire.REPLAY or self._log is not None
-            ],
-            "ignored": list(grant.ignored),
-            "notices": list(grant.notices),
-            "maxFrameBytes": self._limits.frame_bytes,
-            **({} if self._log is None else {"seq": self._log.last_seq}),
-        }
-        if self.is_replayed and self._log is not None and self._keeper is not None:
-            self._mailbox.keep(
-                self._log.last_seq,
-                partial(self._keeper.complete, self.session_id),
-                self._tool_calls.send_again,
-            )
+        if past is None:
+            user = self.identity.project_id, self.identity.user_id
+            past = Past(SessionRecord(self.session_id, *user, owner=self._server_id))
+        self.session_id = past.session.session_id
+        if past.session.owner != self._server_id and self._follow is not None:
+            self._elsewhere = self._follow(past, grant)
+            self._idle.clear()
+        else:
+            self._recall(past, grant)
+        self._info = session_info(past, grant, keeps_log=self._keeper is not None)
+        self._info["maxFrameBytes"] = self._limits.frame_bytes
         await self._mailbox.send(wire.control_frame("session_info", self._info))
 
     @property
     def is_replayed(self) -> bool:
         """Whether its client can come back after its connection was lost."""
-        return self.named(wire.REPLAY) and self._log is not None
+        return self.named(wire.REPLAY) and self._keeper is not None
+
+    @property
+    def epoch(self) -> int:
+        """The number by which its log may be written; 0 before it may be."""
+        return 0 if self._log is None else self._log.epoch
 
     @property
     def is_new(self) -> bool:
@@ -196,11 +177,21 @@ class Session:
     @property
     def can_be_taken_up(self) -> bool:
         """Whether the client may do so now."""
-        return self.is_replayed and self._stopped is None
+        return self.is_replayed and self._stopped is None and self._elsewhere is None
 
-    def detach(self, outbox: Outbox) -> None:
-        """Go on without this connection."""
+    def detach(self, outbox: Outbox, *, has_left: bool = False) -> None:
+        """Go on without this connection, which its client may have closed."""
         self._mailbox.detach(outbox)
+        if has_left and self._elsewhere is not None:
+            self._elsewhere.leave()
+
+    async def go_elsewhere(self) -> None:
+        """Let the running turn go on for a client that is at another server now.
+
+        What has not begun does not: the client sends it there.
+        """
+        self._inputs.clear()
+        await self._tool_calls.send_again()
 
     async def take_up(
         self,
@@ -241,11 +232,19 @@ class Session:
 
     def _recall(self, past: Past, grant: Grant) -> None:
         session = replace(past.session, model=grant.model.id)
-        self.session_id = session.session_id
         self._calls, self._spent_nanos = session.calls, session.spent_nanos
         if self._keeper is not None:
-            self._log = SessionLog(session, self._keeper.post)
-        self._memory.begin(past, self._log, partial(self._engine.open, self._spec(grant)))
+            self._log = SessionLog(session, self._keeper.post, self._lose)
+            if self.is_replayed:
+                complete = partial(self._keeper.complete, self.session_id)
+                self._mailbox.keep(self._log.last_seq, complete, self._tool_calls.send_again)
+        spec = session_spec(self.identity, self.session_id, grant)
+        self._memory.begin(past, self._log, partial(self._engine.open, spec))
+
+    def _lose(self) -> None:
+        """End the running turn: the session is another server's now."""
+        if self._turn is not None:
+            self._turn.interrupt(taken_over())
 
     def submit(self, user_input: wire.UserInput) -> None:
         """Queue an input; the same uuid never starts a second turn.
@@ -271,12 +270,22 @@ class Session:
 
     def deliver(self, reply: wire.ToolReply) -> None:
         """Hand in the answer to a tool call."""
+        if self._elsewhere is not None:
+            self._elsewhere.deliver(reply)
         self._tool_calls.deliver(reply)
 
-    def interrupt(self) -> None:
-        """End the running turn now, or the one that is about to begin: the user wants it."""
-        if self._turn is not None:
-            self._turn.interrupt(_interrupted())
+    def interrupt(self, turn_id: str | None = None) -> None:
+        """End the running turn now, or the one that is about to begin: the user wants it.
+
+        Args:
+            turn_id: Only this one.
+        """
+        if self._elsewhere is not None:
+            self._elsewhere.interrupt()
+        elif turn_id is not None and (self._turn is None or self._turn.turn_id != turn_id):
+            return
+        elif self._turn is not None:
+            self._turn.interrupt(interrupted())
         else:
             self._interrupts_next = bool(self._inputs)
 
@@ -288,6 +297,8 @@ class Session:
             patience_seconds: How long the running turn has to end by itself.
         """
         self._stopped = error
+        if self._elsewhere is not None:
+            self._elsewhere.stop(error)
         if self.is_replayed:
             self._inputs.clear()  # see `submit`
         if self._turn is None:
@@ -298,15 +309,35 @@ class Session:
             self._turn.interrupt(error)
 
     async def run(self) -> None:
-        """Answer inputs, one after the other, until cancelled."""
-        while True:
-            while not self._inputs:
-                self._idle.set()
-                self._arrived.clear()
-                await self._wait_for_input()
-            await self._memory.come_back(self.session_id, self._inputs)
-            if self._inputs:  # it may have been one that came before, or the session was stopped
-                await self._take_turn()
+        """Answer inputs, one after the other, until cancelled.
+
+        Raises:
+            ChuckyError: The session goes on elsewhere, or cannot be followed there.
+        """
+        try:
+            if self._elsewhere is not None:
+                await self._come_here(self._elsewhere)
+            while self._log is None or not self._log.is_lost:
+                while not self._inputs:
+                    self._idle.set()
+                    self._arrived.clear()
+                    await self._wait_for_input()
+                await self._memory.come_back(self.session_id, self._inputs)
+                if self._inputs:  # it may have been one that came before, or was stopped
+                    await self._take_turn()
+            raise taken_over()
+        finally:
+            self._idle.set()
+
+    async def _come_here(self, elsewhere: Elsewhere) -> None:
+        """Follow a turn that runs at another server; what comes meanwhile is answered here."""
+        past = await elsewhere.follow(self._mailbox.send)
+        self._elsewhere = None
+        assert self.grant is not None
+        self._recall(past, self.grant)
+        known = set(past.inputs)
+        self._inputs = [each for each in self._inputs if each.uuid not in known]
+        self._announced = True
 
     async def _wait_for_input(self) -> None:
         """Wait; there may be many sessions in which nothing happens, so that memory is left."""
@@ -349,7 +380,7 @@ class Session:
             self._abandon(turn)
             raise
         finally:
-            turn.payer.end()  # also of a turn whose client has left
+            turn.account.end()  # also of a turn whose client has left
             self._turn = None
 
     async def _end_turn(self, turn: RunningTurn, outcome: Answer | ChuckyError) -> None:
@@ -366,22 +397,24 @@ class Session:
             return ending.writing(wire.message_text(result), turn.meter.calls, bill.ai_nanos)
 
         try:
-            bill = await turn.payer.close(None if ending is None else finish)
+            bill = await turn.account.close(None if ending is None else finish)
         except ChuckyError as error:
             logger.error("session %s: %s", self.session_id, error)
             outcome = outcome if isinstance(outcome, ChuckyError) else error
-            bill, result = Bill(turn.payer.charged_nanos), None
+            bill, result = Bill(turn.account.charged_nanos), None
             if ending is not None:
                 ending.post(finish(bill))
         else:
             if ending is not None:
                 ending.note_written()
-        self._log_warnings(bill)
+        seq = None if ending is None else ending.seq
+        if self._log is not None and self._log.is_lost:
+            outcome, result, seq = taken_over(), None, None
+        log_warnings(self.session_id, bill)
         if result is None:
             result = {**self._result(turn, outcome, bill), **ids}
         self._calls += turn.meter.calls
         self._spent_nanos += bill.ai_nanos
-        seq = None if ending is None else ending.seq
         await turn.send(result, wire.message_text(result), seq)
 
     def _abandon(self, turn: RunningTurn) -> None:
@@ -391,7 +424,7 @@ class Session:
         why = ChuckyError(
             "The client left before the turn had ended.", code="INTERRUPTED", reason="client_left"
         )
-        bill = Bill(turn.payer.charged_nanos)
+        bill = Bill(turn.account.charged_nanos)
         result = wire.message_text(turn.addressed(self._result(turn, why, bill)))
         ending = self._log.end_turn()
         ending.post(ending.writing(result, turn.meter.calls, bill.ai_nanos))
@@ -420,7 +453,7 @@ class Session:
             raise self._stopped
         if self._interrupts_next:
             self._interrupts_next = False
-            raise _interrupted()
+            raise interrupted()
         grant = self._grant
         if isinstance(grant, ChuckyError):
             raise grant
@@ -433,35 +466,6 @@ class Session:
             await turn.emit(init_message(grant))
         with self._turn_slots.taken():
             return await conversation.answer(content, turn)
-
-    def _spec(self, grant: Grant) -> SessionSpec:
-        # The provider wants to tell users apart, but need not learn who they are.
-        user = f"{self.identity.project_id}\n{self.identity.user_id}".encode()
-        return SessionSpec(
-            model=grant.model,
-            system_prompt=grant.system_prompt,
-            tools=grant.tools,
-            include_partial_messages=grant.include_partial_messages,
-            caller=f"user_{hashlib.sha256(user).hexdigest()}_session_{self.session_id}",
-            project_id=self.identity.project_id,
-            fallback_model=grant.fallback_model,
-            max_thinking_tokens=grant.max_thinking_tokens,
-            output_schema=grant.output_schema,
-            betas=grant.betas,
-        )
-
-    def _log_warnings(self, bill: Bill) -> None:
-        for standing in bill.standings:
-            if percent := bill.reached_percent(standing):
-                logger.warning(
-                    "session %s: %d %% of the %s budget of the %s is spent: %s in this %s",
-                    self.session_id,
-                    percent,
-                    standing.meter,
-                    standing.limit.scope,
-                    amounts(standing),
-                    standing.limit.window,
-                )
 
     def _result(
         self, turn: RunningTurn, outcome: Answer | ChuckyError, bill: Bill
@@ -476,21 +480,3 @@ class Session:
             nanos_before=self._spent_nanos,
             has_details=self.named(wire.RESULT_DETAILS),
         )
-
-
-def _interrupted() -> ChuckyError:
-    return ChuckyError("The turn was interrupted.", code="INTERRUPTED", reason="interrupted")
-
-
-def _owner(identity: Identity) -> tuple[str, str]:
-    return identity.project_id, identity.user_id
-
-
-def _times(session: SessionRecord) -> dict[str, Any]:
-    """What `session_info` says of a session that was there before."""
-    if not session.created_ms:
-        return {}
-    return {
-        "createdAt": iso_time(session.created_ms),
-        "lastActivityAt": iso_time(session.active_ms),
-    }

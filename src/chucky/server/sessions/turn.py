@@ -9,14 +9,17 @@ import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from chucky import wire
 from chucky.errors import ChuckyError
 from chucky.server.engines.base import Answer, ToolOutcome, ToolSpec
 from chucky.server.ledger.accounts import Bill
+from chucky.server.model.allowance import Allowance
 from chucky.server.model.meter import Meter
-from chucky.server.model.payment import Payer
+from chucky.server.model.payment import Payer, Payment, Quote
 from chucky.server.sessions.log import SessionLog, Write
 from chucky.server.sessions.mailbox import Mailbox
 from chucky.server.sessions.toolcalls import ToolCalls
@@ -57,12 +60,48 @@ class TurnPayer(Payer, Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class _HoldingPayer:
+    """Pays for the model calls of a session that is still this server's, and for no other."""
+
+    payer: Payer
+    log: SessionLog
+
+    @property
+    def allowance(self) -> Allowance:
+        return self.payer.allowance
+
+    async def reserve(self, quote: Quote, *, is_final: bool) -> Payment | None:
+        payment = await self.payer.reserve(quote, is_final=is_final)
+        if payment is None:
+            return None
+        try:
+            await self.log.hold()  # it was written with the reservation as a rule
+        except BaseException:
+            payment.void()
+            raise
+        return payment
+
+    def calling(self) -> AbstractContextManager[None]:
+        return self.payer.calling()
+
+    def waiting(self) -> AbstractContextManager[None]:
+        return self.payer.waiting()
+
+
 OpenPayer = Callable[[str, Callable[[ChuckyError], None]], TurnPayer]
 """Makes the payer of the turn with an id, which may end the turn with an error."""
 
 
 class RunningTurn:
-    """What an engine sees of a session (:class:`~chucky.server.engines.base.Turn`)."""
+    """What an engine sees of a session (:class:`~chucky.server.engines.base.Turn`).
+
+    Attributes:
+        turn_id: Its id.
+        meter: Counts what its model calls use.
+        account: What pays for it.
+        payer: The same, as the engine sees it.
+    """
 
     def __init__(
         self,
@@ -75,7 +114,8 @@ class RunningTurn:
     ) -> None:
         self.turn_id = str(uuid.uuid4())
         self.meter = Meter()
-        self.payer = open_payer(self.turn_id, self.interrupt)
+        self.account = open_payer(self.turn_id, self.interrupt)
+        self.payer: Payer = self.account if log is None else _HoldingPayer(self.account, log)
         self._session_id = session_id
         self._form = user_input.form
         self._mailbox = mailbox
@@ -90,6 +130,7 @@ class RunningTurn:
         # make than the rest of a partial message.
         self._id_prefix = self.turn_id[:-_COUNTED_DIGITS]
         self._ids = itertools.count()
+        self._last_message_id = self.turn_id
         self._task: asyncio.Task[Any] | None = None
         self._interruption: ChuckyError | None = None
         self._steps = 0
@@ -126,7 +167,7 @@ class RunningTurn:
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise self.payer.overdue() or ChuckyError(
+            raise self.account.overdue() or ChuckyError(
                 f"The turn took longer than this server allows ({timeout_seconds:g} s).",
                 code="TIMEOUT",
                 reason="turn_timeout",
@@ -143,7 +184,7 @@ class RunningTurn:
     def _look_after(self, seconds: float, last: tuple[int, int] = (-1, 0)) -> None:
         """Look again after a while; a turn in which nothing happens for two whiles is ended."""
         steps, idle_looks = last
-        is_waiting = self._open_calls > 0 or self.payer.overdue() is not None
+        is_waiting = self._open_calls > 0 or self.account.overdue() is not None
         idle_looks = idle_looks + 1 if steps == self._steps and not is_waiting else 0
         if idle_looks == 2:
             logger.error("session %s: a turn hangs and is ended", self._session_id)
@@ -174,6 +215,7 @@ class RunningTurn:
         """Send a message of the agent, in the form of the input."""
         self.progressed()
         message = self.addressed(message)
+        self._last_message_id = message["uuid"]
         text = wire.message_text(message)
         seq = None
         if self._log is not None:
@@ -210,12 +252,15 @@ class RunningTurn:
             )
         )
 
-    async def call_tool(self, tool: ToolSpec, arguments: dict[str, Any]) -> ToolOutcome:
+    async def call_tool(
+        self, tool: ToolSpec, arguments: dict[str, Any], tool_use_id: str
+    ) -> ToolOutcome:
         """Have the client run a tool."""
+        call_id = call_id_of(self._last_message_id, tool_use_id)
         self._open_calls += 1
         try:
-            with self.payer.waiting():
-                return await self._tool_calls.call(self._next_id(), tool, arguments)
+            with self.account.waiting():
+                return await self._tool_calls.call(call_id, tool, arguments)
         finally:
             self._open_calls -= 1
             self.progressed()
@@ -223,6 +268,21 @@ class RunningTurn:
     def _next_id(self) -> str:
         """A UUID whose last digits count what this turn has sent."""
         return f"{self._id_prefix}{next(self._ids):0{_COUNTED_DIGITS}x}"
+
+
+def interrupted() -> ChuckyError:
+    """The error of a turn that its user has ended."""
+    return ChuckyError("The turn was interrupted.", code="INTERRUPTED", reason="interrupted")
+
+
+def call_id_of(message_id: str, tool_use_id: str) -> str:
+    """The id by which a client knows a tool call, which also another server can tell.
+
+    Args:
+        message_id: The uuid of the message that asks for it.
+        tool_use_id: What the model calls it, which need not be unique in a session.
+    """
+    return str(uuid.uuid5(uuid.UUID(message_id), tool_use_id))
 
 
 def _shortened(message: dict[str, Any]) -> dict[str, Any]:

@@ -30,11 +30,11 @@ from chucky.server.ledger.accounts import Account, AccountKey
 from chucky.server.ledger.rows import AnchorKey, Changes, Ending, Reservation
 from chucky.server.model.pricing import Usage
 from chucky.server.postgres_url import PostgresUrl
-from chucky.server.sessions.log import Event, Progress, SessionRecord
 from chucky.server.store import ledger_columns as columns
-from chucky.server.store import session_rows
+from chucky.server.store import server_rows
 from chucky.server.store.database import Rows
 from chucky.server.store.postgres_database import Connection, KeptConnection, Statements
+from chucky.server.store.session_transaction import SessionTransaction
 
 # Rows are given as one JSON text, and take their types from the columns of a table.
 _NOW: Final = "SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
@@ -217,7 +217,7 @@ class PostgresLedgerRows:
             raise
 
 
-class PostgresLedgerTransaction:
+class PostgresLedgerTransaction(SessionTransaction):
     """One transaction; see :class:`~chucky.server.ledger.rows.LedgerTransaction`."""
 
     def __init__(
@@ -226,6 +226,7 @@ class PostgresLedgerTransaction:
         clock_ms: Callable[[], int] | None,
         price_ids: dict[str, int],
     ) -> None:
+        super().__init__(Statements(connection))
         self._connection = connection
         self._execute = connection.execute
         self._clock_ms = clock_ms
@@ -336,26 +337,12 @@ class PostgresLedgerTransaction:
         """Renew leases and write checkpoints."""
         rows = [(each, at, *columns.tokens(usage)) for each, (at, usage) in checkpoints.items()]
         latest = _records(("reservation_id", "checkpoint", *columns.TOKENS), rows)
+        server_rows.renew_lease(self._statements, owner, expires_ms)
         return _number(self._execute(_RENEW, (owner, expires_ms, latest)))
 
     def forget_windows(self, project_id: str, user_id: str, kind: str) -> None:
         """Drop the sums of a window kind."""
         self._execute(_FORGET_WINDOWS, (kind, project_id, user_id))
-
-    def append_events(
-        self, session: SessionRecord, events: Sequence[Event], progress: Progress
-    ) -> None:
-        """Write events of a session."""
-        statements = Statements(self._connection)
-        session_rows.append_events(statements, self.now_ms, session, events, progress)
-
-    def fork_session(self, copy: SessionRecord, original_id: str) -> None:
-        """Write a copy of a session."""
-        session_rows.fork_session(Statements(self._connection), self.now_ms, copy, original_id)
-
-    def turn_cost(self, session: SessionRecord) -> tuple[int, int]:
-        """Add up a turn."""
-        return session_rows.turn_cost(Statements(self._connection), session)
 
     def write(self, changes: Changes) -> None:
         """Write what a batch of operations changed."""

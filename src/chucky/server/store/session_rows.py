@@ -10,25 +10,44 @@ from collections.abc import Sequence
 from typing import Final
 
 from chucky.server.sessions.log import Event, Progress, SessionRecord
+from chucky.server.sessions.mail import Mail
+from chucky.server.store import server_rows
 from chucky.server.store.database import Connection, Database
 
-_SESSIONS: Final = """
-SELECT session_id, project_id, user_id, forked_from, model, created_ms, active_ms, last_seq, turns,
-    calls, spent_nanos, turn_id, turn_form
-FROM sessions
-"""
+_COLUMNS: Final = (
+    "session_id, project_id, user_id, forked_from, model, created_ms, active_ms, last_seq, turns, "
+    "calls, spent_nanos, turn_id, turn_form, owner, epoch, seat"
+)
+_SESSIONS: Final = f"SELECT {_COLUMNS} FROM sessions"
 _LATEST_FIRST: Final = "ORDER BY active_ms DESC, session_id LIMIT ?"
 _SESSION: Final = f"{_SESSIONS} WHERE session_id = ? AND project_id <> ''"
 _SESSIONS_OF_USER: Final = f"{_SESSIONS} WHERE project_id = ? AND user_id = ? {_LATEST_FIRST}"
 _SESSIONS_OF_PROJECT: Final = f"{_SESSIONS} WHERE project_id = ? {_LATEST_FIRST}"
-# A turn that runs has reserved compute.
-_WITHOUT_COMPUTE: Final = """
-turn_id <> '' AND project_id <> '' AND NOT EXISTS (
-    SELECT 1 FROM ledger_reservations
-    WHERE ledger_reservations.turn_id = sessions.turn_id AND meter = 'compute'
+# A turn that runs, and whose server does not: the ledger ends its reservations first.
+_IS_LEFT: Final = """
+turn_id <> '' AND owner <> ? AND NOT EXISTS (
+    SELECT 1 FROM servers WHERE server_id = sessions.owner AND lease_ms > ?
+) AND NOT EXISTS (
+    SELECT 1 FROM ledger_reservations AS held
+    WHERE held.project_id = sessions.project_id AND held.user_id = sessions.user_id
+        AND held.turn_id = sessions.turn_id
 )
 """
-_INTERRUPTED_SESSIONS: Final = f"{_SESSIONS} WHERE {_WITHOUT_COMPUTE}"
+# All who end turns take the rows in this order, so that none waits for one that waits for it.
+_LEFT_SESSIONS: Final = f"""
+SELECT session_id FROM sessions WHERE {_IS_LEFT} AND project_id <> '' ORDER BY session_id LIMIT 100
+"""
+# A connection that follows the session keeps its place where only a turn is ended.
+_SEIZE: Final = f"""
+UPDATE sessions SET epoch = epoch + 1, owner = ?,
+    seat = CASE WHEN CAST(? AS TEXT) = '' THEN seat ELSE '' END
+WHERE session_id = ? AND project_id <> '' AND CAST(? AS TEXT) IN ('', seat)
+    AND (turn_id = '' OR ({_IS_LEFT}))
+RETURNING {_COLUMNS}
+"""
+_TAKE_SEAT: Final = """
+UPDATE sessions SET seat = ? WHERE session_id = ? AND project_id <> '' RETURNING owner
+"""
 _EVENTS: Final = """
 SELECT seq, kind, turn_id, body FROM session_events WHERE session_id = ? AND seq > ? ORDER BY seq
 """
@@ -43,10 +62,11 @@ SELECT seq, kind, turn_id, body FROM (
 """
 _ADD_SESSION: Final = """
 INSERT INTO sessions (session_id, project_id, user_id, forked_from, model, created_ms, active_ms,
-    last_seq, turns, calls, spent_nanos, turn_id, turn_form)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, 0, 0, '', '') ON CONFLICT DO NOTHING
+    last_seq, turns, calls, spent_nanos, turn_id, turn_form, owner, epoch)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, 0, 0, '', '', ?, ?) ON CONFLICT DO NOTHING
 """
-_HAS_EVENT: Final = "SELECT 1 FROM session_events WHERE session_id = ? AND seq = ?"
+# Another owner may have given the number to something else, in another turn.
+_HAS_EVENT: Final = "SELECT 1 FROM session_events WHERE session_id = ? AND seq = ? AND turn_id = ?"
 # What comes late says nothing about what runs now.
 _ADVANCE_SESSION: Final = """
 UPDATE sessions SET
@@ -58,8 +78,9 @@ UPDATE sessions SET
     turn_id = CASE WHEN last_seq < ? THEN ? ELSE turn_id END,
     turn_form = CASE WHEN last_seq < ? THEN ? ELSE turn_form END,
     last_seq = CASE WHEN last_seq < ? THEN ? ELSE last_seq END
-WHERE session_id = ? AND project_id = ? RETURNING last_seq
+WHERE session_id = ? AND project_id = ? AND epoch = ? RETURNING last_seq
 """
+_IS_KEPT: Final = "SELECT 1 FROM sessions WHERE session_id = ? AND project_id <> ''"
 _ADD_EVENT: Final = """
 INSERT INTO session_events (session_id, seq, kind, turn_id, at_ms, body)
 VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING
@@ -97,13 +118,17 @@ def append_events(
     session: SessionRecord,
     events: Sequence[Event],
     progress: Progress,
-) -> None:
-    """Write events within whatever transaction the connection is in; none is written twice."""
+) -> bool:
+    """Write events within whatever transaction the connection is in; none is written twice.
+
+    Returns:
+        False if nothing is written, because somebody else writes the session now.
+    """
     session_id, last_seq = session.session_id, events[-1].seq
     if events[0].seq == 1:
         _add_session(connection, now_ms, session, 0)
-    if connection.execute(_HAS_EVENT, (session_id, last_seq)).fetchone():
-        return
+    if connection.execute(_HAS_EVENT, (session_id, last_seq, events[-1].turn_id)).fetchone():
+        return True
     values = (
         session.model,
         now_ms,
@@ -118,12 +143,30 @@ def append_events(
         last_seq,
         session_id,
         session.project_id,
+        session.epoch,
     )
     if not connection.execute(_ADVANCE_SESSION, values).fetchall():
-        return  # it was deleted
+        # Of one that was deleted nothing is kept, and whoever has it open goes on.
+        return connection.execute(_IS_KEPT, (session_id,)).fetchone() is None
     for event in events:
         row = (session_id, event.seq, event.kind, event.turn_id, now_ms, event.body)
         connection.execute(_ADD_EVENT, row)
+    return True
+
+
+def seize(
+    connection: Connection, now_ms: int, session_id: str, owner: str, new_owner: str, seat: str
+) -> SessionRecord | None:
+    """Make a session another owner's; see :class:`~chucky.server.sessions.log.LogTransaction`."""
+    values = (new_owner, new_owner, session_id, seat, owner, now_ms)
+    row = connection.execute(_SEIZE, values).fetchone()
+    return None if row is None else SessionRecord(*row)
+
+
+def take_seat(connection: Connection, session_id: str, seat: str) -> str:
+    """Note which connection follows a session; return the owner of that, ``''`` for none."""
+    row = connection.execute(_TAKE_SEAT, (seat, session_id)).fetchone()
+    return "" if row is None else str(row[0])
 
 
 def _add_session(
@@ -140,6 +183,8 @@ def _add_session(
             now_ms,
             now_ms,
             last_seq,
+            session.owner,
+            session.epoch,
         ),
     )
 
@@ -190,9 +235,17 @@ class KeptSessions:
             return self._sessions(_SESSIONS_OF_PROJECT, project_id, most)
         return self._sessions(_SESSIONS_OF_USER, project_id, user_id, most)
 
-    def interrupted_sessions(self) -> list[SessionRecord]:
-        """Read the sessions with a turn that has neither ended nor holds any compute."""
-        return self._sessions(_INTERRUPTED_SESSIONS)
+    def left_sessions(self, owner: str) -> list[str]:
+        """Read which sessions run a turn whose server, another than this one, does not."""
+        values = (owner, self._database.now_ms())
+        rows = self._database.read(
+            lambda connection: connection.execute(_LEFT_SESSIONS, values).fetchall()
+        )
+        return [row[0] for row in rows]
+
+    def mail(self, server_id: str) -> list[tuple[int, Mail]]:
+        """Read what a server is told, in order, each with its number."""
+        return self._database.read(lambda connection: server_rows.read_mail(connection, server_id))
 
     def events(self, session_id: str, after_seq: int = 0) -> list[Event]:
         """Read a session's events behind one of them."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -16,10 +16,10 @@ from typing import Final
 from chucky.server.ledger.accounts import Account, AccountKey
 from chucky.server.ledger.rows import AnchorKey, Changes, Ending, Reservation
 from chucky.server.model.pricing import Usage
-from chucky.server.sessions.log import Event, Progress, SessionRecord
 from chucky.server.store import ledger_columns as columns
-from chucky.server.store import session_rows
+from chucky.server.store import server_rows
 from chucky.server.store.database import now_ms, store_error
+from chucky.server.store.session_transaction import SessionTransaction
 from chucky.server.store.sqlite_file import Connection, faults, open_file, transaction
 
 # What is known of more accounts than this is read again.
@@ -210,15 +210,20 @@ class _Known:
         self.price_ids.clear()
 
 
-class SqliteLedgerTransaction:
+class SqliteLedgerTransaction(SessionTransaction):
     """One transaction; see :class:`~chucky.server.ledger.rows.LedgerTransaction`."""
 
     def __init__(self, connection: Connection, now_ms: int, known: _Known) -> None:
-        self.now_ms = now_ms
-        self._connection = connection
+        super().__init__(connection)
+        self._now_ms = now_ms
         self._execute = connection.execute
         self._execute_many = connection.executemany
         self._known = known
+
+    @property
+    def now_ms(self) -> int:
+        """The time at which it began."""
+        return self._now_ms
 
     def lock_accounts(
         self, keys: Collection[AccountKey], needed: Collection[AccountKey] = ()
@@ -305,26 +310,13 @@ class SqliteLedgerTransaction:
                 for each, (amount, usage) in checkpoints.items()
             ],
         )
+        server_rows.renew_lease(self._statements, owner, expires_ms)
         return self._execute(_RENEW, (expires_ms, owner)).rowcount
 
     def forget_windows(self, project_id: str, user_id: str, kind: str) -> None:
         """Drop the sums of a window kind."""
         self._known.accounts.clear()
         self._execute(_FORGET_WINDOWS, (kind, project_id, user_id))
-
-    def append_events(
-        self, session: SessionRecord, events: Sequence[Event], progress: Progress
-    ) -> None:
-        """Write events of a session."""
-        session_rows.append_events(self._connection, self.now_ms, session, events, progress)
-
-    def fork_session(self, copy: SessionRecord, original_id: str) -> None:
-        """Write a copy of a session."""
-        session_rows.fork_session(self._connection, self.now_ms, copy, original_id)
-
-    def turn_cost(self, session: SessionRecord) -> tuple[int, int]:
-        """Add up a turn."""
-        return session_rows.turn_cost(self._connection, session)
 
     def write(self, changes: Changes) -> None:
         """Write what a batch of operations changed."""

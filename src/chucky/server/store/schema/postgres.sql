@@ -170,7 +170,14 @@ END $$;
 CREATE TRIGGER ledger_entries_stay BEFORE UPDATE OR DELETE OR TRUNCATE ON chucky.ledger_entries
 EXECUTE FUNCTION chucky.refuse_change_of_entries();
 
--- Sessions, and what happened in them: the events are the truth, the row sums them up.
+-- Servers that share this database, and until when each is taken to live: they renew it.
+CREATE TABLE chucky.servers (
+    server_id TEXT COLLATE "C" NOT NULL PRIMARY KEY,
+    lease_ms BIGINT NOT NULL
+);
+
+-- Sessions, and what happened in them: the events are the truth, the row sums them up. A session
+-- is written by its owner alone, as long as the epoch is that owner's.
 CREATE TABLE chucky.sessions (
     session_id TEXT COLLATE "C" NOT NULL PRIMARY KEY,
     project_id TEXT COLLATE "C" NOT NULL,
@@ -184,7 +191,10 @@ CREATE TABLE chucky.sessions (
     calls BIGINT NOT NULL,
     spent_nanos BIGINT NOT NULL,
     turn_id TEXT COLLATE "C" NOT NULL,
-    turn_form TEXT COLLATE "C" NOT NULL
+    turn_form TEXT COLLATE "C" NOT NULL,
+    owner TEXT COLLATE "C" NOT NULL DEFAULT '',   -- the server that writes it
+    epoch BIGINT NOT NULL DEFAULT 1,             -- how often that has changed
+    seat TEXT COLLATE "C" NOT NULL DEFAULT ''     -- the connection by which another follows it
 );
 
 CREATE INDEX sessions_by_user ON chucky.sessions (project_id, user_id, active_ms);
@@ -200,3 +210,15 @@ CREATE TABLE chucky.session_events (
     body TEXT NOT NULL,
     PRIMARY KEY (session_id, seq)
 );
+
+-- What servers tell each other about sessions.
+CREATE TABLE chucky.session_mail (
+    mail_id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    server_id TEXT COLLATE "C" NOT NULL
+        REFERENCES chucky.servers (server_id) ON DELETE CASCADE,
+    session_id TEXT COLLATE "C" NOT NULL,
+    kind TEXT COLLATE "C" NOT NULL,
+    body TEXT NOT NULL
+);
+
+CREATE INDEX session_mail_by_server ON chucky.session_mail (server_id, mail_id);

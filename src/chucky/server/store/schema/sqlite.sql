@@ -176,7 +176,14 @@ BEGIN
     SELECT raise(ABORT, 'ledger entries are never deleted');
 END;
 
--- Sessions, and what happened in them: the events are the truth, the row sums them up.
+-- Servers that share this database, and until when each is taken to live: they renew it.
+CREATE TABLE servers (
+    server_id TEXT NOT NULL PRIMARY KEY,
+    lease_ms INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- Sessions, and what happened in them: the events are the truth, the row sums them up. A session
+-- is written by its owner alone, as long as the epoch is that owner's.
 CREATE TABLE sessions (
     session_id TEXT NOT NULL PRIMARY KEY,
     project_id TEXT NOT NULL,
@@ -190,7 +197,10 @@ CREATE TABLE sessions (
     calls INTEGER NOT NULL,
     spent_nanos INTEGER NOT NULL,
     turn_id TEXT NOT NULL,
-    turn_form TEXT NOT NULL
+    turn_form TEXT NOT NULL,
+    owner TEXT NOT NULL DEFAULT '',         -- the server that writes it
+    epoch INTEGER NOT NULL DEFAULT 1,       -- how often that has changed
+    seat TEXT NOT NULL DEFAULT ''           -- the connection by which another server follows it
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX sessions_by_user ON sessions (project_id, user_id, active_ms);
@@ -206,3 +216,14 @@ CREATE TABLE session_events (
     body TEXT NOT NULL,
     PRIMARY KEY (session_id, seq)
 ) STRICT, WITHOUT ROWID;
+
+-- What servers tell each other about sessions.
+CREATE TABLE session_mail (
+    mail_id INTEGER PRIMARY KEY,
+    server_id TEXT NOT NULL REFERENCES servers (server_id) ON DELETE CASCADE,
+    session_id TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    body TEXT NOT NULL
+) STRICT;
+
+CREATE INDEX session_mail_by_server ON session_mail (server_id, mail_id);

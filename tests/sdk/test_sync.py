@@ -14,6 +14,7 @@ import types
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -26,6 +27,7 @@ from chucky import (
     Message,
     PromptResult,
     SessionError,
+    Tool,
     ValidationError,
     tool,
 )
@@ -191,60 +193,63 @@ def interrupt_here() -> Callable[[], str]:
     return press
 
 
+@dataclass
+class WaitingTool:
+    """A tool that waits until it is stopped."""
+
+    waiting: threading.Event = field(default_factory=threading.Event)
+    stopped: threading.Event = field(default_factory=threading.Event)
+
+    def tool(self) -> Tool:
+        @tool("wait", "Waits")
+        async def wait() -> None:
+            self.waiting.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.stopped.set()
+
+        return wait
+
+
 @pytest.mark.parametrize("call", ["prompt", "stream"])
 def test_ctrl_c_stops_the_turn_of_a_call(
     client: Chucky, interrupt_here: Callable[[], str], call: str
 ) -> None:
-    waiting, stopped = threading.Event(), threading.Event()
-
-    @tool("wait", "Waits")
-    async def wait() -> None:
-        waiting.set()
-        try:
-            await asyncio.Event().wait()
-        finally:
-            stopped.set()
+    wait = WaitingTool()
 
     @tool("press", "Presses Ctrl-C")
     def press() -> str:
-        assert waiting.wait(WAIT_SECONDS)
+        assert wait.waiting.wait(WAIT_SECONDS)
         return interrupt_here()
 
     asked = say({"tools": [{"name": "wait"}, {"name": "press"}]})
     with pytest.raises(KeyboardInterrupt):
-        list(getattr(client, call)(asked, tools=[wait, press]))
-    assert stopped.wait(WAIT_SECONDS)
+        list(getattr(client, call)(asked, tools=[wait.tool(), press]))
+    assert wait.stopped.wait(WAIT_SECONDS)
     assert client.prompt("What is 2 + 2?").result == "2 + 2 = 4."
 
 
 def test_ctrl_c_stops_a_turn_also_when_nobody_waits_for_its_next_step_yet(
     client: Chucky, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    waiting, stopped = threading.Event(), threading.Event()
+    wait = WaitingTool()
     submit = LoopThread.submit
-
-    @tool("wait", "Waits")
-    async def wait() -> None:
-        waiting.set()
-        try:
-            await asyncio.Event().wait()
-        finally:
-            stopped.set()
 
     def submit_and_press(thread: LoopThread, work: Any) -> Any:
         submit(thread, work)
-        assert waiting.wait(WAIT_SECONDS)
+        assert wait.waiting.wait(WAIT_SECONDS)
         raise KeyboardInterrupt
 
     def take_all() -> None:
-        for event in client.stream(say({"tools": [{"name": "wait"}]}), tools=[wait]):
+        for event in client.stream(say({"tools": [{"name": "wait"}]}), tools=[wait.tool()]):
             if event.type == "tool_use":
                 monkeypatch.setattr(LoopThread, "submit", submit_and_press)
 
     with pytest.raises(KeyboardInterrupt):
         take_all()
     monkeypatch.undo()
-    assert stopped.wait(WAIT_SECONDS)
+    assert wait.stopped.wait(WAIT_SECONDS)
     assert client.prompt("What is 2 + 2?").result == "2 + 2 = 4."
 
 

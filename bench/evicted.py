@@ -35,7 +35,7 @@ class _Size:
 
 def measure(*, quick: bool) -> Figures:
     """Measure sessions that were left; see the module's docstring."""
-    size = _Size(1, 2, 5, 1_000) if quick else _Size(6, 8, 100, 100_000)
+    size = _Size(1, 2, 5, 1_000) if quick else _Size(8, 8, 100, 100_000)
     held, silent = _waves(size, is_lost=False)
     ended, _ = _waves(size, is_lost=True)
     return Figures(
@@ -75,7 +75,8 @@ def _waves(size: _Size, *, is_lost: bool) -> tuple[tuple[float, ...], tuple[floa
         )
         for _ in range(size.warm_up_waves + size.waves):
             held.append(_talk(service, talking, tokens, size, is_lost=is_lost))
-            silent.append(_idle(service, idle, tokens, size))
+            if not is_lost:  # they would lie between what the others have left
+                silent.append(_idle(service, idle, tokens, size))
     return tuple(held[size.warm_up_waves :]), tuple(silent[size.warm_up_waves :])
 
 

@@ -23,7 +23,7 @@ from chucky.server.store.session_transaction import SessionTransaction
 from chucky.server.store.sqlite_file import Connection, faults, open_file, transaction
 
 # What is known of more accounts than this is read again.
-_MOST_KNOWN_ACCOUNTS: Final = 10_000
+_MOST_KNOWN_ACCOUNTS: Final = 2_000
 
 # Keys and ids are given as one JSON text. CROSS JOIN: they come first, whatever the planner thinks.
 _ACCOUNTS: Final = f"""

@@ -21,8 +21,6 @@ from bench.service import Service, chucky_service, offline_model, scripted
 
 _SECONDS = 300
 _SOON = {"CHUCKY_EVICT_AFTER_SECONDS": "1", "CHUCKY_RECONNECT_GRACE_SECONDS": "1"}
-# Until all that is to leave memory has left it.
-_SETTLING_SECONDS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +29,12 @@ class _Size:
     waves: int
     sessions_in_a_wave: int
     characters: int
+    settling_seconds: float  # until all that is to leave memory has left it
 
 
 def measure(*, quick: bool) -> Figures:
     """Measure sessions that were left; see the module's docstring."""
-    size = _Size(1, 2, 5, 1_000) if quick else _Size(8, 8, 100, 100_000)
+    size = _Size(1, 1, 5, 1_000, 0) if quick else _Size(8, 8, 100, 100_000, 4)
     held, silent = _waves(size, is_lost=False)
     ended, _ = _waves(size, is_lost=True)
     return Figures(
@@ -87,16 +86,16 @@ def _talk(
     of_wave = [next(tokens) for _ in range(size.sessions_in_a_wave)]
     message = scripted({"text": ["x" * 1_000] * (size.characters // 1_000)})
     client.ask(_SECONDS, address=service.address, tokens=of_wave, message=message, is_lost=is_lost)
-    return _growth(service, before, len(of_wave))
+    return _growth(service, before, len(of_wave), size)
 
 
 def _idle(service: Service, client: Child, tokens: Iterator[str], size: _Size) -> float:
     before = proportional_kib(service.process.pid)
     of_wave = [next(tokens) for _ in range(size.sessions_in_a_wave)]
     client.ask(_SECONDS, address=service.address, tokens=of_wave)
-    return _growth(service, before, len(of_wave))
+    return _growth(service, before, len(of_wave), size)
 
 
-def _growth(service: Service, before: int, sessions: int) -> float:
-    time.sleep(_SETTLING_SECONDS)
+def _growth(service: Service, before: int, sessions: int, size: _Size) -> float:
+    time.sleep(size.settling_seconds)
     return (proportional_kib(service.process.pid) - before) / sessions

@@ -1,8 +1,7 @@
 """Worker: has a long turn in one session after the other, and holds the connections or loses them.
 
 Asked with ``address``, ``tokens`` (one session for each) and ``message`` it has them all, and
-answers with how many there are. With ``is_lost`` it cuts the connections after the turn. Asked with
-``close`` it closes those it holds.
+answers with how many there are. With ``is_lost`` it cuts the connections after the turn.
 """
 
 from __future__ import annotations
@@ -30,11 +29,6 @@ class Held:
 
     async def do(self, given: dict[str, Any]) -> dict[str, Any]:
         """Do what the worker is asked for."""
-        if given.get("close"):
-            for socket in self._sockets:
-                socket.close()
-            self._sockets.clear()
-            return {"sessions": 0}
         waiting = iter(given["tokens"])
         async with asyncio.timeout(_SECONDS), asyncio.TaskGroup() as tasks:
             for _ in range(_AT_ONCE):

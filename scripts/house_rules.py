@@ -31,6 +31,7 @@ _IMPURE_ROOTS = {"asyncio", "select", "selectors", "socket", "ssl", "websockets"
 _CLIENT_ONLY = ("chucky.client", "chucky.session", "chucky.connection")
 _SEPARATE = ("chucky.server.engines", "chucky.server.ledger", "chucky.server.edge")
 _ONE_HOME = {
+    "aiohttp",
     "anthropic",
     "claude_agent_sdk",
     "cryptography",

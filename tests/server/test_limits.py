@@ -8,13 +8,12 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-import httpx2
 import pytest
 from websockets.frames import Frame, Opcode
 
 from chucky import Chucky, ValidationError, tool
 from chucky.server.edge import websocket
-from chucky.server.model import anthropic_api
+from chucky.server.model import keyed_http
 
 WAIT_SECONDS = 20
 
@@ -118,7 +117,7 @@ def _text_frame(fields: dict[str, Any]) -> bytes:
 async def test_a_model_that_falls_silent_is_given_up(
     start_server: Any, script: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(anthropic_api, "_TIMEOUT", httpx2.Timeout(0.3))
+    monkeypatch.setattr(keyed_http, "_SECONDS_BETWEEN_EVENTS", 0.3)
     silent = script({"text": ["one ", "two"], "chunk_delay_ms": 60_000})
     async with start_server(model_attempts=1) as server:
         result = await Chucky(server.token(), server.url).prompt(silent)

@@ -233,7 +233,7 @@ def test_what_is_settled_again_is_booked_once(ledger_db: Any) -> None:
     held, _ = ledger_db.reserve(700, DAILY)
     settle = Settle(held, ledger_db.holder(), "ai", 500, limits=(DAILY,))
     first = ledger_db.book(settle)[0]
-    for again in (settle, replace(settle, amount=600), Void(held, ledger_db.holder(), "ai")):
+    for again in (settle, settle._replace(amount=600), Void(held, ledger_db.holder(), "ai")):
         outcome = ledger_db.book(again)[0]
         assert (outcome.kind, outcome.amount) == (first.kind, first.amount) == ("settle", 500)
     with ledger_db.rows.transaction() as transaction:
@@ -256,7 +256,7 @@ def test_a_reservation_that_is_asked_for_again_is_held_once(ledger_db: Any) -> N
     wanted = Reserve(
         "r-" + uuid.uuid4().hex, ledger_db.holder(), "ai", Wish(0, 10**6, 700, 1, 1, 1), (DAILY,)
     )
-    again = replace(wanted, is_repeated=True)
+    again = wanted._replace(is_repeated=True)
     first, second = ledger_db.book(wanted)[0], ledger_db.book(again)[0]
     assert (first.units, first.amount) == (second.units, second.amount)
     seen = look(ledger_db, DAILY)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import calendar
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from fractions import Fraction
 from itertools import count
@@ -443,7 +443,7 @@ class LedgerMachine(RuleBasedStateMachine):
         elif isinstance(outcome, Granted | Booked):
             if isinstance(outcome, Booked):
                 assert [(each.spent, each.reserved) for each in outcome.standings] == after
-            assert replace(outcome, standings=()) == told
+            assert outcome._replace(standings=()) == told
         else:
             assert outcome == told
 

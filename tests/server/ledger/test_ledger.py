@@ -215,17 +215,17 @@ async def test_who_leaves_when_the_answer_is_there_leaves_nothing_held(run: Run)
     async with run() as running:
         asked: asyncio.Task[Any]
 
-        original = running.ledger._answer
+        original = running.ledger._writer._answer
 
         def answer(request: Any, outcomes: Any) -> None:
             original(request, outcomes)
             asked.cancel()  # the answer is there, and nobody has read it yet
 
-        running.ledger._answer = answer
+        running.ledger._writer._answer = answer
         asked = asyncio.create_task(running.ledger.ask(running.wanted(500)))
         await asyncio.wait([asked], timeout=WAIT_SECONDS)
         assert asked.cancelled()
-        running.ledger._answer = original
+        running.ledger._writer._answer = original
         await running.standing()
         assert (await running.standing()).reserved == 0
 

@@ -8,8 +8,9 @@ follow the same rules because there is one piece of code.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
+from operator import attrgetter
 
 from chucky.server.ledger.accounts import (
     Account,
@@ -17,10 +18,12 @@ from chucky.server.ledger.accounts import (
     Holder,
     Limit,
     Meter,
+    Scope,
     Standing,
     TurnRate,
     account_keys,
 )
+from chucky.server.ledger.needs import Needs, anchor_key
 from chucky.server.ledger.operations import (
     Adjust,
     Also,
@@ -42,9 +45,6 @@ from chucky.server.ledger.operations import (
     Sweep,
     TooFast,
     Void,
-    holders,
-    limited,
-    limits,
 )
 from chucky.server.ledger.rows import (
     AnchorKey,
@@ -59,6 +59,8 @@ from chucky.server.model.pricing import price_text
 
 LEASE_MS = 15_000
 
+_free = attrgetter("free")
+_NOT_GRANTED = (Busy, Exceeded, TooFast, Refused)
 _Decided = Reserve | Extend | Settle | Void | Look | Adjust | Reanchor | Beat | Sweep
 Group = Sequence[Operation]
 """Operations in order; once a reservation among them is not granted, the rest is left undone."""
@@ -75,7 +77,7 @@ def book(
         owner: The process that asks, for its reservations.
     """
     books = _Books(transaction, owner)
-    books.prepare([operation for group in groups for operation in group])
+    books.prepare(operation for group in groups for operation in group)
     outcomes = [books.do(group) for group in groups]
     books.write()
     return outcomes
@@ -89,7 +91,7 @@ class _Books:
         self._owner = owner
         self._now_ms = 0
         self._accounts: dict[AccountKey, Account] = {}
-        self._by_payer: dict[tuple[Holder, Meter], list[Account]] = {}
+        self._by_payer: dict[tuple[Holder, Meter], dict[Scope, Account]] = {}
         self._anchors: dict[AnchorKey, int] = {}
         self._open: dict[str, Reservation] = {}
         self._endings: dict[str, Ending] = {}
@@ -99,67 +101,35 @@ class _Books:
 
     # --- reading ------------------------------------------------------------------------------
 
-    def prepare(self, operations: Sequence[Operation]) -> None:
+    def prepare(self, operations: Iterable[Operation]) -> None:
         """Read everything the operations need."""
-        for operation in operations:
-            if isinstance(operation, Sweep):
-                self._expired = self._transaction.expired(
-                    None if operation.everything else self._owner
-                )
-        self._lock_accounts(operations)
-        self._read_anchors(operations)
-        self._read_reservations(operations)
-
-    def _lock_accounts(self, operations: Sequence[Operation]) -> None:
-        wanted: set[AccountKey] = set()
-        needed: set[AccountKey] = set()
-        for operation in operations:
-            for holder, meter in holders(operation):
-                wanted.update(account_keys(holder, meter))
-            if isinstance(operation, Reserve | Extend | Settle | Adjust):
-                needed.update(limited(operation))
-        for expired in self._expired:
-            wanted.update(account_keys(expired.holder, expired.meter))
-        if wanted:
-            self._accounts = self._transaction.lock_accounts(wanted, needed)
+        needs = Needs(operations)
+        for sweep in needs.sweeps:
+            self._expired = self._transaction.expired(None if sweep.everything else self._owner)
+        for each in self._expired:
+            needs.touch(each.holder, each.meter)
+            needs.reservations.add(each.reservation_id)
+        if needs.accounts:
+            self._accounts = self._transaction.lock_accounts(needs.accounts, needs.created)
         self._now_ms = self._transaction.now_ms
+        self._read_anchors(needs.anchors)
+        self._read_reservations(needs.reservations, needs.entries)
 
-    def _read_anchors(self, operations: Sequence[Operation]) -> None:
-        wanted = {
-            _anchor_key(holder, limit)
-            for operation in operations
-            for holder, _, limit in limits(operation)
-            if limit.window != LIFETIME
-        }
-        if wanted:
-            self._anchors = self._transaction.anchors(wanted)
-        for operation in operations:
-            if isinstance(operation, Reserve | Extend):
-                for holder, _, limit in limits(operation):
-                    self._fix_anchor(_anchor_key(holder, limit), limit)
-
-    def _fix_anchor(self, key: AnchorKey, limit: Limit) -> None:
-        if limit.window != LIFETIME and key not in self._anchors:
-            self._anchors[key] = self._changes.anchors[key] = self._first_anchor(limit)
+    def _read_anchors(self, wanted: Mapping[AnchorKey, Limit | None]) -> None:
+        if not wanted:
+            return
+        self._anchors = self._transaction.anchors(wanted.keys())
+        for key, limit in wanted.items():
+            if limit is not None and key not in self._anchors:
+                self._anchors[key] = self._changes.anchors[key] = self._first_anchor(limit)
 
     def _first_anchor(self, limit: Limit) -> int:
         return self._now_ms if limit.start_ms is None else limit.start_ms
 
-    def _read_reservations(self, operations: Sequence[Operation]) -> None:
-        ids = {
-            operation.reservation_id
-            for operation in operations
-            if isinstance(operation, Extend | Settle | Void)
-            or (isinstance(operation, Reserve) and operation.is_repeated)
-        }
-        ids.update(expired.reservation_id for expired in self._expired)
+    def _read_reservations(self, ids: Set[str], entries: Set[str]) -> None:
         if ids:
             self._open = self._transaction.reservations(ids)
-        ended = ids - self._open.keys()
-        for operation in operations:
-            if isinstance(operation, Adjust):
-                ended.update(filter(None, (operation.entry_key, operation.refers_to)))
-        if ended:
+        if ended := (ids - self._open.keys()) | entries:
             self._endings = self._transaction.endings(ended)
 
     # --- deciding -----------------------------------------------------------------------------
@@ -174,7 +144,7 @@ class _Books:
                 continue
             outcome = self._do(operation)
             outcomes.append(outcome)
-            if isinstance(outcome, Busy | Exceeded | TooFast | Refused):
+            if isinstance(outcome, _NOT_GRANTED):
                 break
         return outcomes
 
@@ -239,7 +209,7 @@ class _Books:
         held = reservation.amount
         # Who needs more has spent what it holds: others do not hold it, and it does not come back.
         standings = tuple(
-            replace(each, spent=each.spent + held, reserved=each.reserved - held)
+            each._replace(spent=each.spent + held, reserved=each.reserved - held)
             for each in self._standings(wanted.holder, wanted.meter, wanted.limits)
         )
         units = self._granted_units(wanted, standings)
@@ -265,11 +235,11 @@ class _Books:
 
     def _note_limits(self, holder: Holder, meter: Meter, standings: Sequence[Standing]) -> None:
         """Keep under which limit each account is granted something: the closest, or none."""
-        for account in self._accounts_of(holder, meter):
+        accounts = self._accounts_of(holder, meter)
+        for account in accounts.values():
             account.granted = (None, FOREVER)
-        for standing in sorted(standings, key=lambda standing: standing.free, reverse=True):
-            account = self._accounts[holder.key(standing.limit.scope, meter)]
-            account.granted = (standing.limit.amount, standing.window)
+        for standing in sorted(standings, key=_free, reverse=True):
+            accounts[standing.limit.scope].granted = (standing.limit.amount, standing.window)
 
     def _settle(self, spent: Settle) -> Outcome:
         reservation = self._open.get(spent.reservation_id)
@@ -416,14 +386,15 @@ class _Books:
     def _standings(
         self, holder: Holder, meter: Meter, limits: Iterable[Limit]
     ) -> tuple[Standing, ...]:
-        return tuple(self._standing(holder, meter, limit) for limit in limits)
-
-    def _standing(self, holder: Holder, meter: Meter, limit: Limit) -> Standing:
-        window = self._window(holder, limit)
-        account = self._accounts.get(holder.key(limit.scope, meter))
-        if account is None:
-            return Standing(meter, limit, 0, 0, window)
-        return Standing(meter, limit, self._spent(account, window), account.reserved, window)
+        accounts = self._accounts_of(holder, meter)
+        standings: list[Standing] = []
+        for limit in limits:
+            window = self._window(holder, limit)
+            account = accounts.get(limit.scope)
+            spent = 0 if account is None else self._spent(account, window)
+            reserved = 0 if account is None else account.reserved
+            standings.append(Standing(meter, limit, spent, reserved, window))
+        return tuple(standings)
 
     def _spent(self, account: Account, window: Window) -> int:
         """What an account has spent in a window, counted from its entries the first time."""
@@ -434,7 +405,7 @@ class _Books:
             account.spent[window] = written + sum(
                 entry.amount
                 for entry in self._changes.entries
-                if account in self._accounts_of(entry.holder, entry.meter)
+                if account in self._accounts_of(entry.holder, entry.meter).values()
             )
             account.has_spent = True
         return account.spent[window]
@@ -442,7 +413,9 @@ class _Books:
     def _window(self, holder: Holder, limit: Limit) -> Window:
         if limit.window == LIFETIME:
             return FOREVER
-        anchor_ms = self._anchors.get(_anchor_key(holder, limit), self._first_anchor(limit))
+        anchor_ms = self._anchors.get(anchor_key(holder, limit))
+        if anchor_ms is None:
+            anchor_ms = self._first_anchor(limit)
         return window_at(limit.window, anchor_ms, self._now_ms)
 
     def _next_start_ms(self, holder: Holder, rate: TurnRate) -> int | None:
@@ -463,23 +436,25 @@ class _Books:
             return None
         return starts[-rate.turns] + rate.span_ms
 
-    def _accounts_of(self, holder: Holder, meter: Meter) -> Sequence[Account]:
+    def _accounts_of(self, holder: Holder, meter: Meter) -> dict[Scope, Account]:
         found = self._by_payer.get((holder, meter))
         if found is None:
-            # Without a session, as for an operator's correction, two of the keys are the same.
-            keys = dict.fromkeys(account_keys(holder, meter))
-            found = [self._accounts[key] for key in keys if key in self._accounts]
+            found = {
+                scope: account
+                for scope, key in account_keys(holder, meter).items()
+                if (account := self._accounts.get(key)) is not None
+            }
             self._by_payer[holder, meter] = found
         return found
 
     def _hold(self, reservation: Reservation, amount: int) -> None:
-        for account in self._accounts_of(reservation.holder, reservation.meter):
+        for account in self._accounts_of(reservation.holder, reservation.meter).values():
             account.reserved += amount
             self._changes.accounts[account.key] = account
 
     def _append(self, entry: Entry) -> None:
         self._changes.entries.append(entry)
-        for account in self._accounts_of(entry.holder, entry.meter):
+        for account in self._accounts_of(entry.holder, entry.meter).values():
             account.settled += entry.amount
             account.has_spent = True
             for window in account.spent:
@@ -490,8 +465,3 @@ class _Books:
     def write(self) -> None:
         """Write what has changed."""
         self._transaction.write(self._changes)
-
-
-def _anchor_key(holder: Holder, limit: Limit) -> AnchorKey:
-    user_id = "" if limit.scope == "project" else holder.user_id
-    return AnchorKey(holder.project_id, user_id, limit.window)

@@ -13,7 +13,6 @@ import uuid
 from asyncio import FIRST_COMPLETED
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from chucky.errors import ChuckyError
@@ -38,8 +37,11 @@ from chucky.server.ledger.operations import (
     Void,
 )
 from chucky.server.ledger.rows import LedgerRows, LedgerTransaction
+from chucky.server.ledger.writer import Request, Writer, Written
 
 logger = logging.getLogger("chucky.server")
+
+_GIVING_BACK = (Settle, Void, Sweep, Adjust, Reanchor)
 
 # Leases are renewed and checkpoints written so often: a process that dies loses no more.
 BEAT_SECONDS = 2.0
@@ -50,25 +52,7 @@ _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 5.0
 # How long somebody waits for what others had to write.
 _WRITTEN_SECONDS = 10.0
-_MOST_GROUPS_AT_ONCE = 256
 _MOST_GROUPS_WAITING = 50_000
-
-
-@dataclass(eq=False, slots=True)
-class _Request:
-    """A group that was asked for.
-
-    Attributes:
-        operations: The group.
-        done: Gets the outcomes.
-        must_happen: Whether a failure of the database is no answer, only a delay.
-        is_abandoned: Whether nobody waits any more; what it is granted is given back.
-    """
-
-    operations: Group
-    done: asyncio.Future[list[Outcome]]
-    must_happen: bool
-    is_abandoned: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -105,16 +89,14 @@ class Ledger:
         self.is_shared = is_shared
         self.server_id = uuid.uuid4().hex
         self._sweeps_from = 0.0
-        self._requests: deque[_Request] = deque()
-        self._arrived = asyncio.Event()
-        self._overdue: deque[_Request] = deque()
+        self._writer = Writer(self._book, self._answer)
+        self._overdue: deque[Request] = deque()
         self._is_overdue = asyncio.Event()
         self._refusal = asyncio.Event()
         self._lines: dict[tuple[str, str], _Line] = {}
         self._given_back = asyncio.Event()
         self._posted: defaultdict[str, set[asyncio.Future[list[Outcome]]]] = defaultdict(set)
         self._watched: dict[str, Callable[[], Checkpoint | None]] = {}
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="chucky-ledger")
 
     @property
     def may_sweep(self) -> bool:
@@ -135,7 +117,7 @@ class Ledger:
         await self.write(Also(self._enter))
         ended = 0
         while True:
-            [[outcome]] = await self._write([[Sweep(everything=not self.is_shared)]])
+            [outcome] = await self.write(Sweep(everything=not self.is_shared))
             if not isinstance(outcome, Done) or not outcome.count:
                 return ended
             ended += outcome.count
@@ -150,22 +132,19 @@ class Ledger:
         Raises:
             ChuckyError: The database failed.
         """
-        [outcomes] = await self._write([operations])
-        return outcomes
+        return await self._request(operations, must_happen=False).done
 
     async def run(self) -> None:
         """Write what is asked for until cancelled; then write what has to be written, once more."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._keep_writing())
                 tasks.create_task(self._keep_retrying())
                 tasks.create_task(self._keep_beating())
         finally:
-            while self._requests:
-                await self._write_requests()
+            await self._writer.idle()
             if await self._write_overdue():
                 await self._leave()
-            self._executor.shutdown(wait=False)
+            self._writer.close()
 
     async def _leave(self) -> None:
         try:
@@ -182,7 +161,7 @@ class Ledger:
         Raises:
             ChuckyError: The database failed, or too much waits for it; nothing is held.
         """
-        if len(self._requests) >= _MOST_GROUPS_WAITING:
+        if self._writer.unanswered >= _MOST_GROUPS_WAITING:
             raise ChuckyError(
                 "Too many turns wait for the ledger; try again in a moment.",
                 code="RATE_LIMIT",
@@ -342,63 +321,24 @@ class Ledger:
 
     # --- writing ------------------------------------------------------------------------------
 
-    def _request(self, operations: Group, *, must_happen: bool) -> _Request:
+    def _request(self, operations: Group, *, must_happen: bool) -> Request:
         done: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
-        request = _Request(operations, done, must_happen)
-        self._requests.append(request)
-        self._arrived.set()
+        request = Request(operations, done, must_happen)
+        self._writer.add(request)
         return request
-
-    async def _keep_writing(self) -> None:
-        while True:
-            await self._arrived.wait()
-            await asyncio.sleep(0)  # what is asked for in this moment goes in one commit
-            # What is being written is written to its end, or nobody knew what became of it.
-            writing = asyncio.create_task(self._write_requests())
-            try:
-                await asyncio.shield(writing)
-            except asyncio.CancelledError:
-                await writing
-                raise
-
-    async def _write_requests(self) -> None:
-        count = min(len(self._requests), _MOST_GROUPS_AT_ONCE)
-        taken = [self._requests.popleft() for _ in range(count)]
-        if not self._requests:
-            self._arrived.clear()
-        await self._write_together([each for each in taken if not each.is_abandoned])
-
-    async def _write_together(self, requests: Sequence[_Request]) -> None:
-        try:
-            outcomes = await self._write([each.operations for each in requests])
-        except ChuckyError as error:
-            for each in requests:
-                self._fail(each, error)
-        except Exception:
-            # A fault of ours in one of them, for which the others must not suffer.
-            if len(requests) > 1:
-                for each in requests:
-                    await self._write_together([each])
-                return
-            logger.exception("the ledger could not do %s", requests[0].operations)
-            self._fail(requests[0], _own_fault())
-        else:
-            for request, outcome in zip(requests, outcomes, strict=True):
-                self._answer(request, outcome)
-
-    async def _write(self, groups: Sequence[Group]) -> list[list[Outcome]]:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, self._book, groups)
 
     def _book(self, groups: Sequence[Group]) -> list[list[Outcome]]:
         with self._rows.transaction() as transaction:
             return book(transaction, groups, self.server_id)
 
-    def _answer(self, request: _Request, outcomes: list[Outcome]) -> None:
-        if self._lines and any(
-            isinstance(each, Settle | Void | Sweep | Adjust | Reanchor)
-            for each in request.operations
-        ):
+    def _answer(self, request: Request, written: Written) -> None:
+        if isinstance(written, ChuckyError):
+            self._fail(request, written)
+        else:
+            self._take(request, written)
+
+    def _take(self, request: Request, outcomes: list[Outcome]) -> None:
+        if self._lines and any(isinstance(each, _GIVING_BACK) for each in request.operations):
             self._given_back.set()
             self._given_back = asyncio.Event()
         if not request.done.done():
@@ -413,7 +353,7 @@ class Ledger:
                 ]
             )
 
-    def _fail(self, request: _Request, error: ChuckyError) -> None:
+    def _fail(self, request: Request, error: ChuckyError) -> None:
         if request.must_happen:
             logger.error("the ledger cannot be written and is tried again: %s", error)
             self._overdue.append(request)
@@ -452,14 +392,14 @@ class Ledger:
         while self._overdue:
             request = self._overdue[0]  # it stays until it is written, should this be cancelled
             try:
-                [outcomes] = await self._write([request.operations])
+                outcomes = await self.write(*request.operations)
             except Exception as error:
                 logger.error("the ledger still cannot be written: %s", error)
                 self._overdue.rotate(-1)
                 self._note_refusal()
                 return False
             self._overdue.popleft()
-            self._answer(request, outcomes)
+            self._take(request, outcomes)
         self._is_overdue.clear()
         return True
 
@@ -480,14 +420,6 @@ class Ledger:
                 logger.warning("the leases of running calls were not renewed: %s", error)
                 # Nor were those of others, perhaps, who live and have to be left the time for it.
                 self._sweeps_from = asyncio.get_running_loop().time() + LEASE_MS / 1_000
-
-
-def _own_fault() -> ChuckyError:
-    return ChuckyError(
-        "The ledger failed to book this; the server's log says why.",
-        code="INTERNAL_ERROR",
-        reason="internal_error",
-    )
 
 
 async def _wait_at_most(event: asyncio.Event, seconds: float) -> None:

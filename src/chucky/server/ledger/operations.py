@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from chucky.server.ledger.accounts import (
-    METERS,
-    AccountKey,
     Holder,
     Limit,
     Meter,
@@ -37,8 +35,7 @@ def new_reservation_id() -> str:
     return f"{value:032x}"
 
 
-@dataclass(frozen=True, slots=True)
-class Reserve:
+class Reserve(NamedTuple):
     """Hold an amount before it is spent.
 
     Attributes:
@@ -60,12 +57,11 @@ class Reserve:
     limits: tuple[Limit, ...]
     rates: tuple[TurnRate, ...] = ()
     price: Price | None = None
-    usage: Usage = field(default_factory=Usage)
+    usage: Usage = Usage()
     is_repeated: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Extend:
+class Extend(NamedTuple):
     """Hold more under a reservation that is open, because what it holds is nearly spent."""
 
     reservation_id: str
@@ -75,8 +71,7 @@ class Extend:
     limits: tuple[Limit, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Settle:
+class Settle(NamedTuple):
     """End a reservation with what was really spent.
 
     Attributes:
@@ -91,14 +86,13 @@ class Settle:
     holder: Holder
     meter: Meter
     amount: int
-    usage: Usage = field(default_factory=Usage)
+    usage: Usage = Usage()
     is_estimated: bool = False
     unpriced: str = ""
     limits: tuple[Limit, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Void:
+class Void(NamedTuple):
     """End a reservation of which nothing was spent."""
 
     reservation_id: str
@@ -188,8 +182,7 @@ class Also:
 Operation = Reserve | Extend | Settle | Void | Look | Adjust | Reanchor | Beat | Sweep | Also
 
 
-@dataclass(frozen=True, slots=True)
-class Granted:
+class Granted(NamedTuple):
     """A reservation is held.
 
     Attributes:
@@ -225,8 +218,7 @@ class TooFast:
     resets_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class Booked:
+class Booked(NamedTuple):
     """A reservation has ended, now or before.
 
     Attributes:
@@ -270,33 +262,3 @@ class Refused:
 
 
 Outcome = Granted | Busy | Exceeded | TooFast | Booked | Seen | Done | Refused
-
-
-def holders(operation: Operation) -> Iterable[tuple[Holder, Meter]]:
-    """Who is concerned, and of which meter."""
-    match operation:
-        case Reserve() | Extend() | Settle() | Void() | Adjust():
-            yield operation.holder, operation.meter
-        case Look():
-            yield from ((operation.holder, meter) for meter in operation.limits)
-        case Reanchor():
-            yield from ((operation.holder, meter) for meter in METERS)
-
-
-def limits(operation: Operation) -> Iterable[tuple[Holder, Meter, Limit]]:
-    """The limits that are asked about, each with whose it is."""
-    match operation:
-        case Reserve() | Extend() | Settle():
-            for limit in operation.limits:
-                yield operation.holder, operation.meter, limit
-        case Look():
-            for meter, limits in operation.limits.items():
-                for limit in limits:
-                    yield operation.holder, meter, limit
-
-
-def limited(operation: Reserve | Extend | Settle | Adjust) -> Iterable[AccountKey]:
-    """The accounts an operation needs, beside others that are touched if they are there."""
-    yield operation.holder.key("user", operation.meter)
-    for holder, meter, limit in limits(operation):
-        yield holder.key(limit.scope, meter)

@@ -54,8 +54,8 @@ class Wish:
         """
         if not standings:
             return self.units
-        left = min(standing.left for standing in standings)
-        free = min(standing.free for standing in standings)
+        left = min([standing.left for standing in standings])
+        free = min([standing.free for standing in standings])
         if self.cost(min(self.least_units, self.units)) > left:
             return "exceeded"
         if self.fixed * self.fixed_share > left:

@@ -186,6 +186,10 @@ class Price:
     cache_write_5m: Rate
     cache_write_1h: Rate
 
+    def __hash__(self) -> int:
+        # With each call its text is looked up; all fields and their tiers would take longer.
+        return hash((self.model, self.source, self.input.base))
+
     def cost_nanos(self, usage: Usage) -> int:
         """The cost of a call in nano-dollars: exact, rounded up once over all its tokens."""
         return self._cost_nanos(usage, usage.prompt_tokens)
@@ -272,6 +276,8 @@ class PriceTable:
         self._published = _published_entries()
         self.source = f"genai-prices {metadata.version('genai-prices')}"
         self._own = _read_overrides({} if overrides is None else overrides, catalog)
+        # The published price that was asked for last, of each model.
+        self._read: dict[str, tuple[ModelPrice, Price]] = {}
 
     def price_of(self, model: Model, at: datetime) -> Price:
         """The price of a model at a moment (published prices change on given dates).
@@ -289,7 +295,12 @@ class PriceTable:
         entry = None if model.price is None else self._published.get(model.price)
         if entry is None or not entry.prices:
             raise _unpriced(model.id, "has no price")
-        return _published_price(model.id, self.source, entry.get_prices(at))
+        prices = entry.get_prices(at)
+        read = self._read.get(model.id)
+        if read is None or read[0] is not prices:
+            price = _published_price(model.id, self.source, prices)
+            read = self._read[model.id] = (prices, price)
+        return read[1]
 
 
 def micros_up(nanos: int) -> int:

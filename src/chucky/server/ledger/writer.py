@@ -88,7 +88,10 @@ class Writer:
         if not self.unanswered:
             self._idle.set()
         for request, outcomes in zip(batch, written, strict=True):
-            self._answer(request, outcomes)
+            try:
+                self._answer(request, outcomes)
+            except Exception:  # a fault of ours, for which the others must not wait for ever
+                logger.exception("the ledger could not answer %s", request.operations)
 
     # --- in the thread ------------------------------------------------------------------------
 

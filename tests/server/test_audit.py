@@ -17,6 +17,7 @@ from chucky.server.ledger.booking import book
 from chucky.server.ledger.corrections import give_credit, move_anchor, refund
 from chucky.server.ledger.operations import (
     Beat,
+    Booked,
     Checkpoint,
     Granted,
     Operation,
@@ -109,6 +110,14 @@ class Books:
         self.book(Settle(call_id, holder, "ai", COST, USAGE))
         return call_id
 
+    def expire(self, call_id: str, *limits: Limit, meter: Meter = "ai") -> None:
+        """A call whose lease ends: it is booked with what was known, a token for each kind."""
+        self.reserve(*limits, call_id=call_id, meter=meter)
+        usage = Usage(1, 1, 1, 1, 1) if meter == "ai" else Usage()
+        amount = PRICE.cost_nanos(usage) if meter == "ai" else 5
+        self.book(Beat("server", (Checkpoint(call_id, amount, usage),)))
+        self.book(Sweep(everything=True))
+
     def tamper(self, *statements: str) -> None:
         """Change what is written, past all rules."""
         if isinstance(self.place.db, Path):
@@ -151,6 +160,8 @@ def history(books: Books) -> Books:
     books.book(Sweep(everything=True))
     give_credit(books.rows, books.holder(session=""), "ai", 500)
     refund(books.rows, books.holder(), "settled", amount=COST - 1)
+    books.expire("woke-up")
+    books.book(Settle("woke-up", books.holder(), "ai", COST, USAGE))
     books.reserve(call_id="open")
     return books
 
@@ -159,7 +170,7 @@ def test_a_ledger_that_was_only_written_by_its_rules_adds_up(history: Books) -> 
     assert history.problems() == []
     with closing(open_reader(history.settings)) as reader, reader.snapshot() as ledger:
         counts = ledger.counts()
-    assert (counts.entries, counts.reservations) == (9, 1)
+    assert (counts.entries, counts.reservations) == (11, 1)
     # Of both users, the project and both sessions; and compute of ann.
     assert counts.accounts == 6
     assert counts.windows == 4
@@ -277,6 +288,56 @@ CHANGES = {
         "(settled)",
         "refers to another entry",
     ),
+    "a late settlement has another amount": (
+        "UPDATE ledger_entries SET amount = amount + 1, excess = excess + 1 WHERE kind = 'late'",
+        "(woke-up-late)",
+        f"Its tokens cost {COST} nano-dollars at its price; {COST + 1} is booked.",
+    ),
+    "a late settlement has other tokens": (
+        "UPDATE ledger_entries SET cache_read_tokens = 47 WHERE kind = 'late'",
+        "(woke-up-late)",
+        f"Together with what it corrects: Its tokens cost {COST - 1} nano-dollars",
+    ),
+    "a late settlement takes more tokens than there were": (
+        "UPDATE ledger_entries SET output_tokens = -2 WHERE kind = 'late'",
+        "(woke-up-late)",
+        "Its tokens cannot be counted",
+    ),
+    "a late settlement gives more than was charged": (
+        "UPDATE ledger_entries SET amount = -10000, excess = 0 WHERE kind = 'late'",
+        "(woke-up-late)",
+        "Together with what it corrects it is a charge of -",
+    ),
+    "the excess of a late settlement is hidden": (
+        "UPDATE ledger_entries SET excess = 0 WHERE kind = 'late'",
+        "(woke-up-late)",
+        "the excess is not 0",
+    ),
+    "something is held for a late settlement": (
+        "UPDATE ledger_entries SET reserved = 10000, excess = 0 WHERE kind = 'late'",
+        "(woke-up-late)",
+        "says that something was reserved for it still",
+    ),
+    "a late settlement has another key, so that it could be booked twice": (
+        "UPDATE ledger_entries SET entry_key = 'another' WHERE kind = 'late'",
+        "(another)",
+        "its key is not that of the reservation it refers to",
+    ),
+    "what was settled late had not expired": (
+        "UPDATE ledger_entries SET kind = 'settle' WHERE entry_key = 'woke-up'",
+        "(woke-up-late)",
+        "It settles nothing that had expired before",
+    ),
+    "what was settled late was another user's": (
+        "UPDATE ledger_entries SET user_id = 'bob' WHERE kind = 'late'",
+        "(woke-up-late)",
+        "It settles nothing that had expired before, of this payer and at this price.",
+    ),
+    "a late settlement has no price": (
+        "UPDATE ledger_entries SET price_id = NULL WHERE kind = 'late'",
+        "(woke-up-late)",
+        "of this payer and at this price",
+    ),
     "more is refunded than was charged": (
         "UPDATE ledger_entries SET amount = amount - 2 WHERE kind = 'refund'",
         "entry settled",
@@ -352,6 +413,35 @@ def test_a_provider_that_charged_more_than_was_held_is_no_mistake(books: Books) 
     call_id, holder = books.reserve(limit, held=COST)
     many = replace(USAGE, output_tokens=1_000)
     books.book(Settle(call_id, holder, "ai", PRICE.cost_nanos(many), many))
+    assert books.problems() == []
+
+
+def test_what_was_settled_late_and_had_been_granted_to_others_is_no_mistake(books: Books) -> None:
+    limit = Limit("user", "day", HELD)
+    books.expire("woke-up", limit)
+    books.reserve(limit, held=HELD - 100)
+    books.book(Settle("woke-up", books.holder(), "ai", COST, USAGE))
+    assert books.problems() == []
+
+
+@pytest.mark.parametrize("meter", ["ai", "compute"])
+def test_a_late_settlement_of_less_is_no_mistake(books: Books, meter: Meter) -> None:
+    for call_id in ("free", "less"):
+        books.expire(call_id, meter=meter)
+    books.book(Void("free", books.holder(), meter))
+    refund(books.rows, books.holder(), "less")
+    usage = Usage(1) if meter == "ai" else Usage()
+    books.book(Settle("less", books.holder(), meter, 3, usage))
+    assert books.problems() == []
+
+
+def test_an_estimate_that_is_settled_late_is_no_more_than_was_held(books: Books) -> None:
+    books.expire("woke-up")
+    many = replace(USAGE, output_tokens=10_000)
+    settle = Settle("woke-up", books.holder(), "ai", HELD, many, is_estimated=True)
+    [booked] = books.book(settle)
+    assert isinstance(booked, Booked)
+    assert booked.amount == HELD
     assert books.problems() == []
 
 

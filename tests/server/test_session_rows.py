@@ -9,7 +9,7 @@ import pytest
 
 from chucky.server.ledger.accounts import Holder
 from chucky.server.ledger.booking import book
-from chucky.server.ledger.operations import Reserve, Settle
+from chucky.server.ledger.operations import Reserve, Settle, Sweep
 from chucky.server.ledger.wishes import Wish
 from chucky.server.sessions.log import Event, Progress, SessionRecord
 from chucky.server.store.opening import open_database, open_ledger
@@ -78,6 +78,23 @@ def test_what_the_turn_that_runs_has_cost_is_summed_up(rows: Any, kept: KeptSess
     with rows.transaction() as transaction:
         assert record.turn_id == "second"
         assert transaction.turn_cost(record) == (2, 5 + 7 + 2 + 2)
+
+
+def test_a_call_that_was_settled_late_is_one_call_of_its_turn(
+    rows: Any, kept: KeptSessions
+) -> None:
+    append(rows, Event(1, "input", "t", "{}"), progress=Progress("t", "flat"))
+    holder = Holder("p", "u", "s", "t")
+    reserve = Reserve("late", holder, "ai", Wish(10, 0, 0, 0, 0, 0), ())
+    settle = Settle("late", holder, "ai", 8)
+    with rows.transaction() as transaction:
+        book(transaction, [[reserve]], "owner")
+    with rows.transaction() as transaction:
+        book(transaction, [[Sweep(everything=True)], [settle]], "other")
+    record = kept.session("s")
+    assert record
+    with rows.transaction() as transaction:
+        assert transaction.turn_cost(record) == (1, 8)
 
 
 def test_a_copy_has_the_events_up_to_its_last_and_a_life_of_its_own(

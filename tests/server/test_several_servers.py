@@ -623,7 +623,7 @@ async def test_a_server_that_wakes_up_after_it_was_taken_to_be_dead_writes_nothi
         session_id, _ = await introduced(client)
         turn = script({"text": [f"{n} " for n in range(100)], "chunk_delay_ms": 20}, LONG)
         await client.ask(turn)
-        await running_turn(cluster)
+        await held_money(cluster)  # not before: who is stopped while it writes holds up all others
         a.send(signal.SIGSTOP)
         await cluster.age(a)
         await ended(cluster)
@@ -644,6 +644,44 @@ async def test_a_server_that_wakes_up_after_it_was_taken_to_be_dead_writes_nothi
     assert [each for each in after if each[1] == turn_ids[0]] == before
     assert len(turn_ids) == 2
     await cluster.check()
+
+
+async def test_what_a_server_spent_that_was_taken_to_be_dead_is_booked_as_its_client_is_told(
+    cluster: Cluster, dial: Connect
+) -> None:
+    a, _ = cluster.processes
+    async with dial(a.url, header=cluster.token()) as client:
+        await introduced(client)
+        await client.ask(script(LONG))
+        await answered_in_part(cluster)
+        a.send(signal.SIGSTOP)
+        await cluster.age(a)
+        await ended(cluster)
+        a.send(signal.SIGCONT)
+        result = await client.result()
+    assert result["turn_cost_usd"] > 0
+    for meter, told in (
+        ("ai", round(result["turn_cost_usd"] * 10**9)),
+        ("compute", result["turn_compute_ms"]),
+    ):
+        booked = await cluster.query(
+            "SELECT kind, sum(amount) OVER () FROM ledger_entries "
+            f"WHERE meter = '{meter}' ORDER BY entry_id"
+        )
+        assert booked == [("expire", told), ("late", told)]
+    await cluster.check()
+
+
+async def held_money(cluster: Cluster) -> None:
+    """Wait until money is held; the time limit of the test ends it."""
+    while not await cluster.query("SELECT 1 FROM ledger_reservations"):
+        pass
+
+
+async def answered_in_part(cluster: Cluster) -> None:
+    """Wait until a part of an answer is known to be; the time limit of the test ends it."""
+    while not await cluster.query("SELECT 1 FROM ledger_reservations WHERE output_tokens > 1"):
+        pass
 
 
 async def events(cluster: Cluster, session_id: str) -> list[tuple[Any, ...]]:

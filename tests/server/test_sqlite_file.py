@@ -276,6 +276,36 @@ def test_a_file_of_an_earlier_version_is_brought_up_to_date(path: Path, version:
     assert missing_migrations(path) == []
 
 
+def test_the_entries_of_an_earlier_version_stay_as_they_are(path: Path) -> None:
+    early = [each for each in migrations("sqlite") if each.version < 10]
+    rest = "0, 0, 1, 2, 'm', 1, 1, 2, 3, 4, 5, 'searches', '', 'why'"
+    with closing(sqlite3.connect(path)) as connection:
+        for each in early:
+            connection.executescript(each.script)
+            connection.execute(
+                "INSERT INTO schema_migrations VALUES (?, ?, 1)", (each.version, each.name)
+            )
+        connection.execute("INSERT INTO ledger_prices VALUES (1, '{}')")
+        for number in (1, 2, 7):
+            connection.execute(
+                f"INSERT INTO ledger_entries VALUES ({number}, 'k{number}', 'settle', 'p', 'u', "
+                f"'s', 't', 'ai', {number}, 9, {rest})"
+            )
+        connection.commit()
+    before = rows(path, "SELECT * FROM ledger_entries ORDER BY entry_id")
+    Store.open(path).close()
+    assert rows(path, "SELECT * FROM ledger_entries ORDER BY entry_id") == before
+    with closing(sqlite3.connect(path)) as connection:
+        for change in ("UPDATE ledger_entries SET amount = 0", "DELETE FROM ledger_entries"):
+            with pytest.raises(sqlite3.IntegrityError, match="never"):
+                connection.execute(change)
+        connection.execute(
+            f"INSERT INTO ledger_entries SELECT NULL, 'late', 'late', 'p', 'u', 's', 't', 'ai', 1, "
+            f"0, {rest}"
+        )
+        assert connection.execute("SELECT max(entry_id) FROM ledger_entries").fetchone() == (8,)
+
+
 @pytest.mark.parametrize("successor", [None, "copy"])
 def test_a_database_that_was_removed_or_replaced_is_noticed(
     path: Path, store: Store, successor: str | None

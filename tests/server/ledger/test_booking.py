@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from chucky.server.ledger.accounts import Limit, TurnRate
+from chucky.server.ledger.accounts import Limit, Meter, TurnRate
 from chucky.server.ledger.booking import LEASE_MS, book
 from chucky.server.ledger.operations import (
     Adjust,
@@ -332,9 +332,6 @@ def test_what_a_dead_process_left_is_ended_with_its_checkpoint(ledger_db: Any) -
         endings = transaction.endings([followed, untouched])
         assert not transaction.reservations([followed, untouched])
     assert {each.kind for each in endings.values()} == {"expire"}
-    # Whoever was taken for dead is told what was booked, which is not changed.
-    late = ledger_db.book(Settle(followed, ledger_db.holder(), "ai", 600, limits=(DAILY,)))[0]
-    assert (late.kind, late.amount, spent(late)) == ("expire", 150, 240)
 
 
 def test_a_checkpoint_beyond_what_is_held_is_booked_as_what_was_held(ledger_db: Any) -> None:
@@ -358,6 +355,139 @@ def test_only_reservations_nobody_renews_are_ended_by_others(ledger_db: Any) -> 
     assert isinstance(ledger_db.reserve(701, DAILY)[1], Busy)
     ledger_db.book(Sweep(), owner="other")
     assert isinstance(ledger_db.reserve(701, DAILY)[1], Granted)
+
+
+# --- what is settled when its lease has ended -------------------------------------------------
+
+
+def expired(
+    db: Any, *limits: Limit, checkpoint: int = 150, meter: Meter = "ai", **more: Any
+) -> str:
+    """A reservation that has ended with its checkpoint, because its lease was over."""
+    held, outcome = db.reserve(700, *(limits or (DAILY,)), meter=meter, **more)
+    assert isinstance(outcome, Granted)
+    usage = Usage(input_tokens=checkpoint) if meter == "ai" else Usage()
+    db.book(Beat(db.owner, (Checkpoint(held, checkpoint, usage),)))
+    assert db.book(Sweep(everything=True), owner="next") != [Done(0)]
+    return str(held)
+
+
+def late_entries(place: Any) -> list[Any]:
+    """What is booked late: how much, what of it is excess, and the input and output tokens."""
+    return list(
+        place.execute(
+            "SELECT amount, reserved, excess, input_tokens, output_tokens FROM ledger_entries"
+            " WHERE kind = 'late' ORDER BY entry_id"
+        )
+    )
+
+
+@pytest.mark.parametrize("meter", ["ai", "compute"])
+@pytest.mark.parametrize(("amount", "excess"), [(600, 450), (150, 0), (90, 0), (0, 0), (710, 560)])
+def test_what_is_settled_after_its_lease_had_ended_is_booked_in_full(
+    ledger_db: Any, place: Any, meter: Meter, amount: int, excess: int
+) -> None:
+    held = expired(ledger_db, meter=meter)
+    usage = Usage(90, amount) if meter == "ai" else Usage()
+    settle = Settle(held, ledger_db.holder(), meter, amount, usage, limits=(DAILY,))
+    booked = ledger_db.book(settle)[0]
+    assert booked._replace(standings=()) == Booked(meter, "late", amount, excess)
+    assert spent(booked) == amount
+    [late] = late_entries(place)
+    difference = (90 - 150, amount) if meter == "ai" else (0, 0)
+    assert late == (amount - 150, 0, excess, *difference)
+
+
+def test_what_is_settled_late_is_booked_once_however_often_it_is_sent(
+    ledger_db: Any, place: Any
+) -> None:
+    held = expired(ledger_db)
+    settle = Settle(held, ledger_db.holder(), "ai", 600, limits=(DAILY,))
+    first = ledger_db.book(settle)[0]
+    void = Void(held, ledger_db.holder(), "ai")
+    for again in (settle, settle._replace(amount=500), void):
+        outcome = ledger_db.book(again)[0]
+        assert outcome._replace(standings=first.standings) == first
+    reserve = Reserve(held, ledger_db.holder(), "ai", Wish(1, 0, 0, 0, 0, 0), (), is_repeated=True)
+    assert isinstance(ledger_db.book(reserve)[0], Refused)
+    assert spent(look(ledger_db, DAILY)) == 600
+    assert len(late_entries(place)) == 1
+
+
+def test_what_expires_and_is_settled_twice_in_one_transaction_is_booked_in_full_and_once(
+    ledger_db: Any, place: Any
+) -> None:
+    held, _ = ledger_db.reserve(700, DAILY, price=PRICE, usage=Usage(150))
+    settle = Settle(held, ledger_db.holder(), "ai", 600, Usage(100, 500), limits=(DAILY,))
+    with ledger_db.rows.transaction() as transaction:
+        sweep = Sweep(everything=True)
+        [_, [once], [twice]] = book(transaction, [[sweep], [settle], [settle]], "next")
+    assert isinstance(once, Booked)
+    assert once == twice
+    assert (once.kind, once.amount, spent(once)) == ("late", 600, 600)
+    assert late_entries(place) == [(450, 0, 450, -50, 500)]
+
+
+def test_a_call_that_had_expired_and_cost_nothing_is_free(ledger_db: Any, place: Any) -> None:
+    held = expired(ledger_db)
+    void = Void(held, ledger_db.holder(), "ai")
+    assert ledger_db.book(void) == ledger_db.book(void) == [Booked("ai", "late", 0)]
+    assert spent(look(ledger_db, DAILY)) == 0
+    assert late_entries(place) == [(-150, 0, 0, -150, 0)]
+
+
+def test_what_is_settled_late_counts_in_the_window_that_is_now(ledger_db: Any) -> None:
+    held = expired(ledger_db)
+    ledger_db.clock.now_ms += DAY_MS
+    late = ledger_db.book(Settle(held, ledger_db.holder(), "ai", 600, limits=(DAILY,)))[0]
+    assert (late.amount, spent(late)) == (600, 450)
+    assert spent(look(ledger_db, EVER)) == 600
+    assert isinstance(ledger_db.reserve(551, DAILY)[1], Exceeded)
+
+
+def test_what_others_were_granted_meanwhile_stays_theirs(ledger_db: Any) -> None:
+    held = expired(ledger_db)
+    other, granted = ledger_db.reserve(850, DAILY)
+    assert isinstance(granted, Granted)
+    ledger_db.book(Settle(held, ledger_db.holder(), "ai", 600))
+    last = ledger_db.book(Settle(other, ledger_db.holder(), "ai", 850, limits=(DAILY,)))[0]
+    assert (last.amount, last.excess, spent(last)) == (850, 0, 1_450)
+    assert isinstance(ledger_db.reserve(1, DAILY)[1], Exceeded)
+
+
+def test_a_session_and_a_project_have_what_was_settled_late(ledger_db: Any) -> None:
+    whole = Limit("project", "month", 1_000)
+    own = Limit("session", "lifetime", 1_000)
+    held = expired(ledger_db, DAILY, whole, own)
+    settle = Settle(held, ledger_db.holder(), "ai", 600, limits=(DAILY, whole, own))
+    late = ledger_db.book(settle)[0]
+    assert [each.spent for each in late.standings] == [600, 600, 600]
+
+
+def test_what_is_settled_late_is_no_turn_that_begins(ledger_db: Any) -> None:
+    held = expired(ledger_db, meter="compute")
+    ledger_db.book(Settle(held, ledger_db.holder(), "compute", 600))
+    assert isinstance(begun(ledger_db, TurnRate("user", 2)), Granted)
+    assert isinstance(begun(ledger_db, TurnRate("user", 2)), TooFast)
+
+
+def test_a_refund_gives_back_what_a_call_cost_with_its_late_settlement(ledger_db: Any) -> None:
+    held = expired(ledger_db)
+    ledger_db.book(Settle(held, ledger_db.holder(), "ai", 600))
+    assert isinstance(adjusted(ledger_db, "refund", 601, held), Refused)
+    assert isinstance(adjusted(ledger_db, "refund", 1, f"{held}-late"), Refused)
+    assert adjusted(ledger_db, "refund", 400, held) == Done()
+    assert isinstance(adjusted(ledger_db, "refund", 201, held), Refused)
+    assert adjusted(ledger_db, "refund", 200, held) == Done()
+    assert spent(look(ledger_db, DAILY)) == 0
+
+
+def test_a_refund_from_before_a_late_settlement_stays(ledger_db: Any) -> None:
+    held = expired(ledger_db)
+    assert adjusted(ledger_db, "refund", 150, held) == Done()
+    late = ledger_db.book(Settle(held, ledger_db.holder(), "ai", 100, limits=(DAILY,)))[0]
+    assert (late.amount, spent(late)) == (100, -50)
+    assert isinstance(adjusted(ledger_db, "refund", 1, held), Refused)
 
 
 # --- corrections ------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import calendar
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from fractions import Fraction
 from itertools import count
@@ -157,6 +157,20 @@ class Model:
     def ending(self, key: str) -> Spent | None:
         return next((each for each in self.entries if each.key == key), None)
 
+    def late(self, key: str) -> Spent | None:
+        """What a late settlement has added to an end."""
+        late = (each for each in self.entries if each.kind == "late" and each.refers_to == key)
+        return next(late, None)
+
+    def charge(self, key: str) -> tuple[str, int, int]:
+        """How something ended, with what was settled late: the kind, the amount, the excess."""
+        first = self.ending(key)
+        assert first is not None
+        late = self.late(key)
+        if late is None:
+            return first.kind, first.amount, first.excess
+        return "late", first.amount + late.amount, late.excess
+
     def granted_units(self, wanted: Reserve | Extend, own: int = 0) -> int | str:
         wish = wanted.wish
         price = Fraction(wish.rate, 1_000_000)
@@ -241,15 +255,22 @@ class Model:
     def end(self, key: str, kind: str, amount: int) -> Any:
         held = self.open.pop(key, None)
         if held is None:
-            known = self.ending(key)
-            if known is None:
-                return Refused
-            return Booked(known.meter, known.kind, known.amount, known.excess)
+            return self.end_again(key, amount)
         excess = max(amount - held.amount, 0) if kind == "settle" else 0
         self.entries.append(
             Spent(key, kind, held.holder, held.meter, amount, self.clock.now_ms, excess)
         )
         return Booked(held.meter, kind, amount, excess)
+
+    def end_again(self, key: str, amount: int) -> Any:
+        known = self.ending(key)
+        if known is None:
+            return Refused
+        if known.kind == "expire" and self.late(key) is None:
+            more = amount - known.amount
+            late = replace(known, key=f"{key}-late", kind="late", amount=more, refers_to=key)
+            self.entries.append(replace(late, at_ms=self.clock.now_ms, excess=max(more, 0)))
+        return Booked(known.meter, *self.charge(key))
 
     def adjust(self, given: Adjust) -> Any:
         if self.ending(given.entry_key):
@@ -260,8 +281,12 @@ class Model:
                 return Refused
             if charge.holder.user_id != given.holder.user_id:
                 return Refused
-            refunds = [each.amount for each in self.entries if each.refers_to == given.refers_to]
-            if given.amount > charge.amount + sum(refunds):
+            refunds = [
+                each.amount
+                for each in self.entries
+                if each.kind == "refund" and each.refers_to == given.refers_to
+            ]
+            if given.amount > self.charge(given.refers_to)[1] + sum(refunds):
                 return Refused
         self.entries.append(
             Spent(
@@ -337,8 +362,9 @@ class Draws:
 
     def some_id(self) -> str:
         """Mostly one that is open, sometimes one that has ended or never was."""
-        ended = [each.key for each in self.model.entries]
-        known = [*self.model.open, *ended[-3:], "never"]
+        ended = [each.key for each in self.model.entries if each.kind != "late"]
+        expired = [each.key for each in self.model.entries if each.kind == "expire"]
+        known = [*self.model.open, *ended[-3:], *expired[-3:], "never"]
         return str(self.one(known))
 
     def whose(self, key: str) -> tuple[Holder, Meter]:
@@ -493,14 +519,16 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def check_endings(self, transaction: Any) -> None:
         """Every reservation is open or has ended once, as the second invariant says."""
-        ids = [*self.model.open, *(each.key for each in self.model.entries)]
+        ended = [each.key for each in self.model.entries if each.kind != "late"]
+        ids = [*self.model.open, *ended]
         found = transaction.reservations(ids)
         assert {key: each.amount for key, each in found.items()} == {
             key: each.amount for key, each in self.model.open.items()
         }
         assert {
-            key: (each.kind, each.amount) for key, each in transaction.endings(ids).items()
-        } == {each.key: (each.kind, each.amount) for each in self.model.entries}
+            key: (each.kind, each.amount, each.excess)
+            for key, each in transaction.endings(ids).items()
+        } == {key: self.model.charge(key) for key in ended}
 
     def check_accounts(self, transaction: Any) -> None:
         """Sums are those of the entries; a project's, those of its users."""

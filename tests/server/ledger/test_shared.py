@@ -330,7 +330,25 @@ def test_a_reservation_that_is_being_ended_is_not_waited_for_by_who_renews_lease
     with other.booking(Sweep()) as swept:
         assert one.book(Beat(one.name)) == [Done(1)]  # bob's
     assert swept == [Done(1)]
-    assert one.book(Settle(stale.reservation_id, ANN, "ai", 400)) == [Booked("ai", "expire", 0)]
+    [booked] = one.book(Settle(stale.reservation_id, ANN, "ai", 400))
+    assert booked == Booked("ai", "late", 400, 400)
+
+
+def test_what_two_processes_settle_late_at_once_is_booked_once(
+    place: PostgresPlace, start: Callable[..., Process], thread: Callable[..., Future[Any]]
+) -> None:
+    one, other = start(), start()
+    wanted = hold(500)
+    one.book(wanted)
+    aged(place)
+    assert other.book(Sweep()) == [Done(1)]
+    settle = Settle(wanted.reservation_id, ANN, "ai", 400)
+    with one.booking(settle) as first:
+        waiting = thread(other.book, settle)
+        wait_until_one_waits(place)
+    assert waiting.result(WAIT_SECONDS) == first == [Booked("ai", "late", 400, 400)]
+    assert stand(one, PLENTY) == (400, 0)
+    assert mismatches(place) == []
 
 
 async def test_what_a_dead_process_held_comes_back_to_who_waits_for_it(
@@ -407,6 +425,31 @@ async def test_after_an_outage_others_have_the_time_of_a_lease_to_renew_theirs(
         loop_time.advance(LEASE_MS / 1_000)
         await outage.tried(2)
         assert await asyncio.to_thread(stand, other, PLENTY) == (0, 0)
+
+
+async def test_what_a_server_has_spent_that_was_cut_off_is_booked_when_it_is_back(
+    place: PostgresPlace, start: Callable[..., Process], caplog: pytest.LogCaptureFixture
+) -> None:
+    limit = Limit("user", "day", 1_000)
+    other, process = [await asyncio.to_thread(start) for _ in range(2)]
+    outage = Outage(process.rows)
+    wanted = hold(500, limit)
+    async with running(Process(outage)) as ledger, asyncio.timeout(WAIT_SECONDS):
+        await ledger.ask(wanted)
+        outage.is_out = True
+        spent = ledger.post(Settle(wanted.reservation_id, ANN, "ai", 400, limits=(limit,)))
+        await outage.tried(2)
+        await asyncio.to_thread(aged, place)
+        assert await asyncio.to_thread(other.book, Sweep()) == [Done(1)]
+        await asyncio.to_thread(spend, other, 900, limit)
+        outage.is_out = False
+        [booked] = await spent
+    assert isinstance(booked, Booked)
+    assert (booked.kind, booked.amount, booked.excess) == ("late", 400, 400)
+    assert [each.spent for each in booked.standings] == [1_300]
+    assert await asyncio.to_thread(stand, other, limit) == (1_300, 0)
+    assert mismatches(place) == []
+    assert f"400 (ai) is booked for {wanted.reservation_id}, 400 of it when nothing" in caplog.text
 
 
 # --- many callers -----------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from chucky.server.ledger.accounts import AccountKey
+from chucky.server.ledger.endings import late_key
 from chucky.server.ledger.windows import iso_time, window_at
 from chucky.server.model.pricing import Usage, read_price
 
@@ -63,6 +64,21 @@ class AuditedEntry(NamedTuple):
             self.cache_write_1h_tokens,
             self.cache_read_tokens,
         )
+
+
+class LateSettlement(NamedTuple):
+    """A late settlement.
+
+    Attributes:
+        entry_id: The number of its entry.
+        entry_key: The key of its entry.
+        together: It and the end that it corrects, as one; None if there is no such end of the same
+            call, at the same price.
+    """
+
+    entry_id: int
+    entry_key: str
+    together: AuditedEntry | None
 
 
 class Balance(NamedTuple):
@@ -171,6 +187,10 @@ class AuditRows(Protocol):
         """All entries, a few at a time."""
         ...
 
+    def late_settlements(self) -> Iterable[LateSettlement]:
+        """All late settlements, each with what it corrects."""
+        ...
+
     def repeated_keys(self) -> Iterable[str]:
         """Keys that more than one entry has."""
         ...
@@ -209,6 +229,9 @@ def audit(rows: AuditRows) -> Iterator[Problem]:
     for entry in rows.entries():
         if fault := _fault_of(entry):
             yield Problem(f"entry {entry.entry_id} ({entry.entry_key})", fault)
+    for late in rows.late_settlements():
+        if fault := _fault_of_sum(late.together):
+            yield Problem(f"entry {late.entry_id} ({late.entry_key})", fault)
     for key in rows.repeated_keys():
         yield Problem(f"entry {key}", "There are several entries with this key.")
     for reservation_id in rows.open_and_ended():
@@ -229,6 +252,8 @@ def _fault_of(entry: AuditedEntry) -> str | None:
         if entry.refers_to:
             return "It ends a reservation, and refers to another entry."
         return _fault_of_ending(entry)
+    if entry.kind == "late":
+        return _fault_of_late(entry)
     if entry.amount >= 0:
         return f"It is a {entry.kind} of {-entry.amount}; what a user gets is below 0."
     if (entry.kind == "refund") != bool(entry.refers_to):
@@ -241,15 +266,38 @@ def _fault_of_ending(entry: AuditedEntry) -> str | None:
         return f"It is a {entry.kind} of {entry.amount}."
     if entry.kind == "expire" and not entry.is_estimated:
         return "Its process died, so that it is an estimate, and is not marked as one."
+    return _fault_of_excess(entry) or _fault_of_price(entry)
+
+
+def _fault_of_excess(entry: AuditedEntry) -> str | None:
     if entry.excess != max(entry.amount - entry.reserved, 0):
         return (
             f"Of {entry.amount} charged and {entry.reserved} reserved the excess is not "
             f"{entry.excess}."
         )
-    return _fault_of_price(entry) if entry.meter == "ai" else None
+    return None
+
+
+def _fault_of_late(entry: AuditedEntry) -> str | None:
+    if not entry.refers_to or entry.entry_key != late_key(entry.refers_to):
+        return "It is a late settlement, and its key is not that of the reservation it refers to."
+    if entry.reserved:
+        return "It is a late settlement, and says that something was reserved for it still."
+    return _fault_of_excess(entry)
+
+
+def _fault_of_sum(together: AuditedEntry | None) -> str | None:
+    if together is None:
+        return "It settles nothing that had expired before, of this payer and at this price."
+    if together.amount < 0:
+        return f"Together with what it corrects it is a charge of {together.amount}."
+    fault = _fault_of_price(together)
+    return fault and f"Together with what it corrects: {fault}"
 
 
 def _fault_of_price(entry: AuditedEntry) -> str | None:
+    if entry.meter != "ai":
+        return None
     if not entry.price:
         return "It has no price."
     try:
@@ -258,7 +306,10 @@ def _fault_of_price(entry: AuditedEntry) -> str | None:
         return f"Its price cannot be read: {error}"
     if price.model != entry.model:
         return f"It is a call of {entry.model!r} with the price of {price.model!r}."
-    cost = price.cost_nanos(entry.usage)
+    try:
+        cost = price.cost_nanos(entry.usage)
+    except ValueError as error:
+        return f"Its tokens cannot be counted: {error}"
     # What was not reported to the end is never charged with more than was held for it.
     expected = min(cost, entry.reserved) if entry.is_estimated else cost
     if entry.amount != expected:

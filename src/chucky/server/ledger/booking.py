@@ -23,6 +23,7 @@ from chucky.server.ledger.accounts import (
     TurnRate,
     account_keys,
 )
+from chucky.server.ledger.endings import expiry, late_settlement, settlement, voidance
 from chucky.server.ledger.needs import Needs, anchor_key
 from chucky.server.ledger.operations import (
     Adjust,
@@ -244,24 +245,8 @@ class _Books:
     def _settle(self, spent: Settle) -> Outcome:
         reservation = self._open.get(spent.reservation_id)
         if reservation is None:
-            standings = self._standings(spent.holder, spent.meter, spent.limits)
-            return self._ended_before(spent.reservation_id, standings)
-        entry = Entry(
-            entry_key=spent.reservation_id,
-            kind="settle",
-            holder=reservation.holder,
-            meter=reservation.meter,
-            amount=spent.amount,
-            at_ms=self._now_ms,
-            started_ms=reservation.granted_ms,
-            reserved=reservation.amount,
-            excess=max(spent.amount - reservation.amount, 0),
-            is_estimated=spent.is_estimated,
-            model=reservation.model,
-            usage=spent.usage,
-            price=reservation.price,
-            unpriced=spent.unpriced,
-        )
+            return self._ended_before(spent, spent.limits)
+        entry = settlement(reservation, spent, self._now_ms)
         self._end(reservation, entry)
         standings = self._standings(spent.holder, spent.meter, spent.limits)
         return Booked(entry.meter, "settle", entry.amount, entry.excess, standings)
@@ -269,15 +254,24 @@ class _Books:
     def _void(self, unspent: Void) -> Outcome:
         reservation = self._open.get(unspent.reservation_id)
         if reservation is None:
-            return self._ended_before(unspent.reservation_id, ())
-        self._end(reservation, self._ending(reservation, "void", 0))
+            return self._ended_before(unspent)
+        self._end(reservation, voidance(reservation, self._now_ms))
         return Booked(reservation.meter, "void", 0)
 
-    def _ended_before(self, reservation_id: str, standings: tuple[Standing, ...]) -> Outcome:
-        ending = self._endings.get(reservation_id)
+    def _ended_before(self, real: Settle | Void, limits: tuple[Limit, ...] = ()) -> Outcome:
+        ending = self._endings.get(real.reservation_id)
         if ending is None:
-            return Refused(f"There is no reservation {reservation_id!r}.")
+            return Refused(f"There is no reservation {real.reservation_id!r}.")
+        if ending.expired is not None:
+            self._correct(ending, late_settlement(ending.expired, real, self._now_ms))
+        standings = self._standings(real.holder, real.meter, limits)
         return Booked(ending.meter, ending.kind, ending.amount, ending.excess, standings)
+
+    def _correct(self, ending: Ending, late: Entry) -> None:
+        ending.kind, ending.expired = late.kind, None
+        ending.amount += late.amount
+        ending.excess += late.excess
+        self._append(late)
 
     def _sweep(self) -> Outcome:
         count = 0
@@ -286,32 +280,16 @@ class _Books:
             # It may have been renewed between the first look and the lock.
             if reservation is None or reservation.expires_ms != stale.expires_ms:
                 continue
-            amount = min(reservation.checkpoint, reservation.amount)
-            self._end(reservation, self._ending(reservation, "expire", amount))
+            entry = expiry(reservation, self._now_ms)
+            self._end(reservation, entry)
+            self._endings[entry.entry_key].expired = entry
             count += 1
         return Done(count)
-
-    def _ending(self, reservation: Reservation, kind: str, amount: int) -> Entry:
-        is_charged = kind == "expire"
-        return Entry(
-            entry_key=reservation.reservation_id,
-            kind=kind,
-            holder=reservation.holder,
-            meter=reservation.meter,
-            amount=amount,
-            at_ms=self._now_ms,
-            started_ms=reservation.granted_ms,
-            reserved=reservation.amount,
-            is_estimated=is_charged,
-            model=reservation.model,
-            usage=reservation.usage if is_charged else type(reservation.usage)(),
-            price=reservation.price,
-        )
 
     def _end(self, reservation: Reservation, entry: Entry) -> None:
         del self._open[reservation.reservation_id]
         self._endings[entry.entry_key] = Ending(
-            entry.kind, entry.holder, entry.meter, entry.amount, entry.excess, 0
+            entry.kind, entry.holder, entry.meter, entry.amount, entry.excess
         )
         self._changes.reservations.pop(reservation.reservation_id, None)
         self._changes.ended.add(reservation.reservation_id)
@@ -344,10 +322,7 @@ class _Books:
 
     def _refusal_of_refund(self, correction: Adjust) -> str | None:
         charge = self._endings.get(correction.refers_to)
-        if charge is None or (charge.holder.project_id, charge.holder.user_id) != (
-            correction.holder.project_id,
-            correction.holder.user_id,
-        ):
+        if charge is None or charge.holder[:2] != correction.holder[:2]:
             return f"This user has no charge {correction.refers_to!r}."
         if charge.meter != correction.meter:
             return f"The charge {correction.refers_to!r} is one of {charge.meter}."

@@ -100,7 +100,7 @@ def move_anchor(rows: LedgerRows, holder: Holder, window: str, anchor_ms: int) -
 
 def _is_charge_of(holder: Holder, ending: Ending) -> bool:
     return (
-        ending.kind in ("settle", "expire")
+        ending.is_charge
         and ending.holder.project_id == holder.project_id
         and ending.holder.user_id == holder.user_id
     )

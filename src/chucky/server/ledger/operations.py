@@ -223,9 +223,9 @@ class Booked(NamedTuple):
 
     Attributes:
         meter: What was reserved.
-        kind: How: ``settle``, ``void`` or ``expire``.
-        amount: What was charged.
-        excess: How much of that was more than was reserved.
+        kind: How: ``settle``, ``void`` or ``expire``; ``late`` if it had expired before.
+        amount: What was charged for it in all.
+        excess: How much of that was more than was held when it was booked.
         standings: How the limits that were asked for stand now.
     """
 

@@ -24,7 +24,7 @@ Grouping = Literal["day", "model", "session", "user"]
 
 Doubt = Literal["estimated", "excess", "unpriced"]
 """Why an operator may want to look at a charge: it was counted here because the provider did not
-say, it was more than was reserved, or the provider reported something that has no price here."""
+say, it was more than was held for it, or the provider reported something that has no price here."""
 
 
 def usage_report(standings: Iterable[Standing]) -> dict[str, Any]:
@@ -67,6 +67,8 @@ class Selection:
 class UsageLine(NamedTuple):
     """What one group of entries of a project comes to.
 
+    What a late settlement changes counts at its own time, so that for a day it may be below 0.
+
     Attributes:
         project_id: The project.
         group: The day, model, session or user; ``''`` for what belongs to no model or session.
@@ -80,7 +82,7 @@ class UsageLine(NamedTuple):
         compute_ms: How long turns ran.
         estimated: Charges that are estimates, of either meter.
         estimated_nanos: What those that are calls come to; contained in ``ai_nanos``.
-        excess: Calls that cost more than was reserved for them.
+        excess: Calls that cost more than was held for them when it was booked.
         excess_nanos: How much more; contained in ``ai_nanos``.
         unpriced: Calls for which the provider reported something that has no price here.
         credited_nanos: What operators gave and gave back; not taken off ``ai_nanos``.
@@ -107,7 +109,7 @@ class UsageLine(NamedTuple):
 
 
 class ChargeLine(NamedTuple):
-    """One charge.
+    """One charge, or what a late settlement has added to one.
 
     Attributes:
         call_id: Its id, by which it can be refunded.
@@ -117,12 +119,12 @@ class ChargeLine(NamedTuple):
         session_id: The session.
         meter: What was spent.
         model: The model that was called; ``''`` for compute.
-        amount: How much, in the meter's unit.
+        amount: How much, in the meter's unit; for a late settlement how much more than before.
         reserved: What was held for it.
         excess: How much of the amount is more than that.
         is_estimated: Whether it was counted here because the provider did not say.
         unpriced: What the provider reported that has no price here.
-        refunded: How much of it was given back.
+        refunded: How much of the charge was given back.
     """
 
     call_id: str

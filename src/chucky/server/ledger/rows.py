@@ -56,13 +56,31 @@ class Reservation:
     owner: str
 
 
+class TokenChange(NamedTuple):
+    """By how much the tokens of a call are other than was booked before; see
+    :class:`~chucky.server.model.pricing.Usage`. Below 0 where they are fewer.
+    """
+
+    input_tokens: int
+    output_tokens: int
+    cache_write_5m_tokens: int
+    cache_write_1h_tokens: int
+    cache_read_tokens: int
+
+    @classmethod
+    def between(cls, booked: Usage | TokenChange, real: Usage) -> TokenChange:
+        """What has to be added to what is booked, for it to be what is real."""
+        return cls(*(getattr(real, each) - getattr(booked, each) for each in cls._fields))
+
+
 @dataclass(slots=True)
 class Entry:
     """What is written once and never changed.
 
     Attributes:
         entry_key: The id of the reservation it ends, or of the correction it is.
-        kind: ``settle``, ``void`` or ``expire``: the end of a reservation. ``credit`` or
+        kind: ``settle``, ``void`` or ``expire``: the end of a reservation. ``late``: what a
+            settlement that came after an ``expire`` makes it differ from it. ``credit`` or
             ``refund``: an operator's correction.
         holder: Who pays.
         meter: What was spent.
@@ -73,10 +91,10 @@ class Entry:
         started_ms: When the reservation was granted.
         at_ms: When it was booked, which decides the window it counts in.
         model: The model that was called; ``''`` if none was.
-        usage: Its tokens.
+        usage: Its tokens; of a ``late`` entry, how they differ.
         price: Its price, as JSON text.
         unpriced: What the provider reported that nothing here can price.
-        refers_to: The entry that a refund gives back.
+        refers_to: The entry that a refund gives back, or that a late settlement corrects.
         note: Why, said by the operator.
     """
 
@@ -91,7 +109,7 @@ class Entry:
     excess: int = 0
     is_estimated: bool = False
     model: str = ""
-    usage: Usage = field(default_factory=Usage)
+    usage: Usage | TokenChange = field(default_factory=Usage)
     price: str = ""
     unpriced: str = ""
     refers_to: str = ""
@@ -100,10 +118,17 @@ class Entry:
 
 @dataclass(slots=True)
 class Ending:
-    """How a reservation ended, or what a correction was: the part of an entry that is asked for.
+    """How a reservation ended, or what a correction was, as far as it is asked for.
 
     Attributes:
+        kind: That of its entry; ``late`` if it had expired and was settled then.
+        holder: Who pays.
+        meter: What was spent.
+        amount: How much, in the meter's unit; with a late settlement what both come to.
+        excess: How much of it was more than was held when it was booked.
         refunded: What refunds have given back of it.
+        expired: The entry that a late settlement would correct; None if there is none, or it is
+            corrected already.
     """
 
     kind: str
@@ -111,7 +136,13 @@ class Ending:
     meter: Meter
     amount: int
     excess: int
-    refunded: int
+    refunded: int = 0
+    expired: Entry | None = None
+
+    @property
+    def is_charge(self) -> bool:
+        """Whether something was spent, which can be refunded."""
+        return self.kind in ("settle", "expire", "late")
 
 
 @dataclass(slots=True)
@@ -173,7 +204,7 @@ class LedgerTransaction(Protocol):
         ...
 
     def endings(self, keys: Collection[str]) -> dict[str, Ending]:
-        """What was booked under these keys."""
+        """What was booked under these keys, late settlements with what they correct."""
         ...
 
     def turn_starts(self, key: AccountKey, since_ms: int) -> Sequence[int]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from chucky.server.ledger.accounts import Account, AccountKey, Holder
-from chucky.server.ledger.rows import Ending, Entry, Reservation
+from chucky.server.ledger.rows import Ending, Entry, Reservation, TokenChange
 from chucky.server.ledger.windows import Window
 from chucky.server.model.pricing import Usage
 
@@ -66,11 +66,18 @@ SELECT_RESERVATIONS: Final = f"""
 SELECT {", ".join(RESERVATION).replace("price_id", "coalesce(price, '')")}
 FROM ledger_reservations LEFT JOIN ledger_prices USING (price_id)
 """
-SELECT_ENDINGS: Final = """
-SELECT entry_key, kind, project_id, user_id, session_id, turn_id, meter, amount, excess,
+_OF_ENDINGS: Final = ", ".join(f"endings.{each}" for each in ENTRY)
+SELECT_ENDINGS: Final = f"""
+SELECT {_OF_ENDINGS.replace("endings.price_id", "coalesce(price, '')")},
+    late.amount, late.excess,
     (SELECT coalesce(-sum(amount), 0) FROM ledger_entries AS refunds
-     WHERE refunds.refers_to <> '' AND refunds.refers_to = endings.entry_key)
+     WHERE refunds.refers_to <> '' AND refunds.refers_to = endings.entry_key
+         AND refunds.kind = 'refund')
 FROM ledger_entries AS endings
+LEFT JOIN ledger_prices AS prices ON prices.price_id = endings.price_id
+LEFT JOIN ledger_entries AS late ON late.refers_to <> '' AND late.refers_to = endings.entry_key
+    AND late.kind = 'late'
+WHERE endings.kind <> 'late' AND endings.entry_key
 """
 
 
@@ -174,10 +181,42 @@ def entry_row(entry: Entry, price_id: int | None) -> Row:
 
 def endings(rows: Iterable[Row]) -> dict[str, Ending]:
     """Endings, as :data:`SELECT_ENDINGS` finds them."""
-    return {row[0]: Ending(row[1], Holder(*row[2:6]), row[6], *map(int, row[7:])) for row in rows}
+    return {row[0]: _ending(row) for row in rows}
 
 
-def tokens(usage: Usage) -> tuple[int, int, int, int, int]:
+def _ending(row: Row) -> Ending:
+    *_, late_amount, late_excess, refunded = row
+    kind, holder, meter, amount, excess = row[1], Holder(*row[2:6]), row[6], row[7], row[9]
+    if late_amount is not None:
+        return Ending(
+            "late", holder, meter, amount + late_amount, excess + late_excess, int(refunded)
+        )
+    expired = _entry(row) if kind == "expire" else None
+    return Ending(kind, holder, meter, amount, excess, int(refunded), expired)
+
+
+def _entry(row: Row) -> Entry:
+    return Entry(
+        entry_key=row[0],
+        kind=row[1],
+        holder=Holder(*row[2:6]),
+        meter=row[6],
+        amount=row[7],
+        reserved=row[8],
+        excess=row[9],
+        is_estimated=bool(row[10]),
+        started_ms=row[11],
+        at_ms=row[12],
+        model=row[13],
+        price=row[14],
+        usage=Usage(*row[15:20]),
+        unpriced=row[20],
+        refers_to=row[21],
+        note=row[22],
+    )
+
+
+def tokens(usage: Usage | TokenChange) -> tuple[int, int, int, int, int]:
     """The tokens of a call as the values of :data:`TOKENS`."""
     return (
         usage.input_tokens,

@@ -16,6 +16,7 @@ from chucky.server.ledger.audit import (
     AuditedEntry,
     Balance,
     Counts,
+    LateSettlement,
     Lease,
     Overspending,
     ProjectTotal,
@@ -45,31 +46,36 @@ _GROUPS: Final[dict[Grouping, str]] = {
     "session": "session_id",
     "user": "user_id",
 }
-_CHARGED: Final = "kind IN ('settle', 'expire')"
-_IS_CALL: Final = f"meter = 'ai' AND {_CHARGED}"
+# A late settlement is of a charge that was counted when its lease ended.
+_IS_CHARGE: Final = "kind IN ('settle', 'expire')"
+_CHARGED: Final = "kind IN ('settle', 'expire', 'late')"
 
 
 def _sum_where(condition: str, value: str) -> str:
     return f"sum(CASE WHEN {condition} THEN {value} ELSE 0 END)"
 
 
-# A truth value is a number in one database and not in the other.
-_ESTIMATED: Final = "CAST(is_estimated AS INTEGER) = 1"
+# A truth value is a number in one database and not in the other. What the end of a lease estimated
+# is known once it is settled, unless that is an estimate too.
+_ESTIMATED: Final = """(CAST(is_estimated AS INTEGER) = 1 AND NOT EXISTS (
+    SELECT 1 FROM ledger_entries AS late
+    WHERE late.refers_to <> '' AND late.refers_to = charges.entry_key AND late.kind = 'late'
+        AND CAST(late.is_estimated AS INTEGER) = 0))"""
 _USAGE: Final = f"""
 SELECT project_id, {{group}} AS grouped,
-    {_sum_where(_IS_CALL, "1")},
+    {_sum_where(f"meter = 'ai' AND {_IS_CHARGE}", "1")},
     sum(input_tokens), sum(output_tokens), sum(cache_write_5m_tokens),
     sum(cache_write_1h_tokens), sum(cache_read_tokens),
-    {_sum_where(_IS_CALL, "amount")},
+    {_sum_where(f"meter = 'ai' AND {_CHARGED}", "amount")},
     {_sum_where(f"meter = 'compute' AND {_CHARGED}", "amount")},
-    {_sum_where(_ESTIMATED, "1")},
+    {_sum_where(f"{_IS_CHARGE} AND {_ESTIMATED}", "1")},
     {_sum_where(f"meter = 'ai' AND {_ESTIMATED}", "amount")},
     {_sum_where("excess > 0", "1")},
     sum(excess),
     {_sum_where("unpriced <> ''", "1")},
     {_sum_where(f"meter = 'ai' AND NOT {_CHARGED}", "-amount")},
     {_sum_where(f"meter = 'compute' AND NOT {_CHARGED}", "-amount")}
-FROM ledger_entries WHERE kind <> 'void' {{selected}}
+FROM ledger_entries AS charges WHERE kind <> 'void' {{selected}}
 GROUP BY project_id, grouped ORDER BY project_id, grouped
 """
 _DOUBTS: Final[dict[Doubt, str]] = {
@@ -77,11 +83,14 @@ _DOUBTS: Final[dict[Doubt, str]] = {
     "excess": "excess > 0",
     "unpriced": "unpriced <> ''",
 }
+_CALL_ID: Final = (
+    "CASE WHEN charges.kind = 'late' THEN charges.refers_to ELSE charges.entry_key END"
+)
 _CHARGES: Final = f"""
-SELECT entry_id, entry_key, at_ms, project_id, user_id, session_id, meter, model, amount, reserved,
+SELECT entry_id, {_CALL_ID}, at_ms, project_id, user_id, session_id, meter, model, amount, reserved,
     excess, CAST(is_estimated AS INTEGER), unpriced,
     (SELECT coalesce(-sum(amount), 0) FROM ledger_entries AS refunds
-     WHERE refunds.refers_to = charges.entry_key)
+     WHERE refunds.refers_to <> '' AND refunds.refers_to = {_CALL_ID} AND refunds.kind = 'refund')
 FROM ledger_entries AS charges
 WHERE {_CHARGED} AND {{doubt}} {{selected}} AND entry_id < ? ORDER BY entry_id DESC LIMIT {_PAGE}
 """
@@ -109,6 +118,24 @@ SELECT entry_id, entry_key, kind, meter, amount, reserved, excess,
     output_tokens, cache_write_5m_tokens, cache_write_1h_tokens, cache_read_tokens
 FROM ledger_entries LEFT JOIN ledger_prices USING (price_id)
 WHERE entry_id > ? ORDER BY entry_id LIMIT {_PAGE}
+"""
+# Each with the end that it corrects added to it, if it is one of the same call.
+_LATE_SETTLEMENTS: Final = """
+SELECT late.entry_id, late.entry_key, late.kind, late.meter, ended.amount + late.amount,
+    ended.reserved, late.excess, CAST(late.is_estimated AS INTEGER), late.model, late.refers_to,
+    coalesce(price, ''), ended.input_tokens + late.input_tokens,
+    ended.output_tokens + late.output_tokens,
+    ended.cache_write_5m_tokens + late.cache_write_5m_tokens,
+    ended.cache_write_1h_tokens + late.cache_write_1h_tokens,
+    ended.cache_read_tokens + late.cache_read_tokens
+FROM ledger_entries AS late
+LEFT JOIN ledger_prices AS prices ON prices.price_id = late.price_id
+LEFT JOIN ledger_entries AS ended ON ended.entry_key = late.refers_to AND ended.kind = 'expire'
+    AND ended.project_id = late.project_id AND ended.user_id = late.user_id
+    AND ended.session_id = late.session_id AND ended.turn_id = late.turn_id
+    AND ended.meter = late.meter AND ended.model = late.model
+    AND coalesce(ended.price_id, 0) = coalesce(late.price_id, 0)
+WHERE late.refers_to <> '' AND late.kind = 'late'
 """
 _REPEATED_KEYS: Final = """
 SELECT entry_key FROM ledger_entries GROUP BY entry_key HAVING count(*) > 1
@@ -208,16 +235,22 @@ FROM (
 ) AS accounts
 WHERE spent + reserved > granted_limit
 """
+# What was refunded before a late settlement made a charge smaller was no more than it was then.
 _FALSE_REFUNDS: Final = """
-SELECT refunds.refers_to, -sum(refunds.amount), min(charges.amount)
-FROM ledger_entries AS refunds LEFT JOIN ledger_entries AS charges
-    ON charges.entry_key = refunds.refers_to AND charges.project_id = refunds.project_id
-        AND charges.user_id = refunds.user_id AND charges.meter = refunds.meter
-        AND charges.kind IN ('settle', 'expire')
-WHERE refunds.refers_to <> ''
-GROUP BY refunds.refers_to
-HAVING min(charges.amount) IS NULL OR -sum(refunds.amount) > min(charges.amount)
-    OR count(*) > count(charges.amount)
+SELECT refers_to, -sum(amount), min(charged)
+FROM (
+    SELECT refunds.refers_to, refunds.amount,
+        charges.amount + CASE WHEN late.amount > 0 THEN late.amount ELSE 0 END AS charged
+    FROM ledger_entries AS refunds LEFT JOIN ledger_entries AS charges
+        ON charges.entry_key = refunds.refers_to AND charges.project_id = refunds.project_id
+            AND charges.user_id = refunds.user_id AND charges.meter = refunds.meter
+            AND charges.kind IN ('settle', 'expire')
+    LEFT JOIN ledger_entries AS late ON late.refers_to <> ''
+        AND late.refers_to = charges.entry_key AND late.kind = 'late'
+    WHERE refunds.refers_to <> '' AND refunds.kind <> 'late'
+) AS refunds
+GROUP BY refers_to
+HAVING min(charged) IS NULL OR -sum(amount) > min(charged) OR count(*) > count(charged)
 """
 _STALE_LEASES: Final = """
 SELECT reservation_id, expires_ms FROM ledger_reservations WHERE expires_ms < ?
@@ -310,6 +343,12 @@ class LedgerSnapshot:
         while rows := self._connection.execute(_ENTRIES, (after,)).fetchall():
             yield from map(AuditedEntry._make, rows)
             after = rows[-1][0]
+
+    def late_settlements(self) -> Iterator[LateSettlement]:
+        """Read late settlements."""
+        for row in self._connection.execute(_LATE_SETTLEMENTS):
+            together = None if row[4] is None else AuditedEntry._make(row)
+            yield LateSettlement(row[0], row[1], together)
 
     def repeated_keys(self) -> Iterator[str]:
         """Find keys that are there more than once."""

@@ -104,7 +104,7 @@ _ALL_RESERVATIONS: Final = f"{columns.SELECT_RESERVATIONS} LIMIT 1000"
 _EXPIRED_RESERVATIONS: Final = f"""
 {columns.SELECT_RESERVATIONS} WHERE expires_ms <= %s AND owner <> %s LIMIT 1000
 """
-_ENDINGS: Final = f"{columns.SELECT_ENDINGS} WHERE entry_key = ANY (%s)"
+_ENDINGS: Final = f"{columns.SELECT_ENDINGS} = ANY (%s)"
 _STARTS_BY_PROJECT: Final = """
 SELECT started_ms FROM ledger_entries
 WHERE project_id = %(project_id)s AND meter = 'compute'

@@ -89,10 +89,11 @@ _COPY_EVENTS: Final = """
 INSERT INTO session_events (session_id, seq, kind, turn_id, at_ms, body)
 SELECT ?, seq, kind, turn_id, at_ms, body FROM session_events WHERE session_id = ? AND seq <= ?
 """
+# A late settlement is of a call that is counted.
 _TURN_COST: Final = """
-SELECT count(*), coalesce(sum(amount), 0) FROM ledger_entries
+SELECT count(CASE WHEN kind <> 'late' THEN 1 END), coalesce(sum(amount), 0) FROM ledger_entries
 WHERE project_id = ? AND user_id = ? AND meter = 'ai' AND turn_id = ?
-    AND kind IN ('settle', 'expire')
+    AND kind IN ('settle', 'expire', 'late')
     AND at_ms >= (SELECT min(at_ms) FROM session_events WHERE session_id = ? AND turn_id = ?)
 """
 # A session that is being deleted is nobody's, so that it is gone before all of it is.

@@ -77,9 +77,7 @@ _ALL_RESERVATIONS: Final = f"{columns.SELECT_RESERVATIONS} LIMIT 1000"
 _EXPIRED_RESERVATIONS: Final = (
     f"{columns.SELECT_RESERVATIONS} WHERE expires_ms <= ? AND owner <> ? LIMIT 1000"
 )
-_ENDINGS: Final = f"""
-{columns.SELECT_ENDINGS} WHERE entry_key IN (SELECT value FROM json_each(?))
-"""
+_ENDINGS: Final = f"{columns.SELECT_ENDINGS} IN (SELECT value FROM json_each(?))"
 _STARTS_BY_USER: Final = """
 SELECT started_ms FROM ledger_entries
 WHERE project_id = :project_id AND user_id = :user_id AND meter = 'compute'

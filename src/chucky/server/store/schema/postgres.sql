@@ -131,7 +131,7 @@ CREATE TABLE chucky.ledger_entries (
     entry_id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     entry_key TEXT COLLATE "C" NOT NULL UNIQUE,
     kind TEXT COLLATE "C" NOT NULL
-        CHECK (kind IN ('settle', 'void', 'expire', 'credit', 'refund')),
+        CHECK (kind IN ('settle', 'void', 'expire', 'late', 'credit', 'refund')),
     project_id TEXT COLLATE "C" NOT NULL,
     user_id TEXT COLLATE "C" NOT NULL,
     session_id TEXT COLLATE "C" NOT NULL,

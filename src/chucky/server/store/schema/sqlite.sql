@@ -137,7 +137,8 @@ CREATE INDEX ledger_reservations_by_user ON ledger_reservations (project_id, use
 CREATE TABLE ledger_entries (
     entry_id INTEGER PRIMARY KEY AUTOINCREMENT,
     entry_key TEXT NOT NULL UNIQUE,
-    kind TEXT NOT NULL CHECK (kind IN ('settle', 'void', 'expire', 'credit', 'refund')),
+    kind TEXT NOT NULL
+        CHECK (kind IN ('settle', 'void', 'expire', 'late', 'credit', 'refund')),
     project_id TEXT NOT NULL,
     user_id TEXT NOT NULL,
     session_id TEXT NOT NULL,

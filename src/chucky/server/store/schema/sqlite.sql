@@ -135,7 +135,7 @@ CREATE TABLE ledger_reservations (
 CREATE INDEX ledger_reservations_by_user ON ledger_reservations (project_id, user_id, meter);
 
 CREATE TABLE ledger_entries (
-    entry_id INTEGER PRIMARY KEY AUTOINCREMENT,
+    entry_id INTEGER PRIMARY KEY,
     entry_key TEXT NOT NULL UNIQUE,
     kind TEXT NOT NULL
         CHECK (kind IN ('settle', 'void', 'expire', 'late', 'credit', 'refund')),

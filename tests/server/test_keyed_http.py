@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -81,7 +82,8 @@ def waits(ended: asyncio.Event, text: bytes = b"") -> Callable[[Peer], Handler]:
 
 @asynccontextmanager
 async def calls(address: str, key: str = "") -> AsyncIterator[KeyedHttp]:
-    http = KeyedHttp(f"http://{address}/v1/messages", {"x-api-key": key})
+    url = f"http://{address}/v1/messages"
+    http = KeyedHttp(url, {"x-api-key": key}, ssl.create_default_context())
     try:
         yield http
     finally:

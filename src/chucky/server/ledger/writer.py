@@ -92,6 +92,8 @@ class Writer:
                 self._answer(request, outcomes)
             except Exception:  # a fault of ours, for which the others must not wait for ever
                 logger.exception("the ledger could not answer %s", request.operations)
+                if not request.done.done():
+                    request.done.set_exception(_own_fault())
 
     # --- in the thread ------------------------------------------------------------------------
 

@@ -65,17 +65,20 @@ def open_upstream(provider: ProviderSettings) -> AnthropicUpstream:
 
 
 def _direct_upstream(provider: ProviderSettings) -> AnthropicUpstream:
+    tls = httpx2.create_ssl_context()
     client = anthropic.AsyncAnthropic(
         # Servers of other vendors mostly want no key, but the header must be there.
         api_key=provider.api_key or "none",
         base_url=provider.base_url or ANTHROPIC_URL,
         max_retries=0,
         timeout=_TIMEOUT,
+        http_client=anthropic.DefaultAsyncHttpxClient(verify=tls, timeout=_TIMEOUT),
     )
     named = client.default_headers.items()
     http = KeyedHttp(
         str(client.base_url.join("v1/messages")),
         {name: value for name, value in named if isinstance(value, str)},
+        tls,
     )
     return AnthropicUpstream(client, provider, http)
 

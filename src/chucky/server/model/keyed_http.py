@@ -10,11 +10,11 @@ import asyncio
 import io
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from ssl import SSLContext
 from typing import Any
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
-import httpx2
 from yarl import URL
 
 from chucky.jsontext import write_json
@@ -35,19 +35,18 @@ _KEEP_ALIVE_SECONDS = 15.0
 class KeyedHttp:
     """Calls to one address. Connections are made when they are needed and kept for a while."""
 
-    def __init__(self, url: str, headers: Mapping[str, str]) -> None:
+    def __init__(self, url: str, headers: Mapping[str, str], tls: SSLContext) -> None:
         """Prepare; nothing is connected yet.
 
         Args:
             url: The whole address of the call.
             headers: What each call is sent with; the key is among them.
+            tls: Which certificates are trusted.
         """
         self._url = URL(url, encoded=True)
         self._headers = headers
-        # Certificates are trusted as the package trusts them. Reading them takes a while, so here:
-        # this is not made on the event loop, and the session can only be made there.
-        self._tls = httpx2.create_ssl_context()
-        self._session: aiohttp.ClientSession | None = None
+        self._tls = tls
+        self._session: aiohttp.ClientSession | None = None  # made on the event loop
 
     @asynccontextmanager
     async def stream(

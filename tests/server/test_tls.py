@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import shutil
+import ssl
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,11 @@ import pytest
 
 from chucky import Chucky
 from chucky.errors import ValidationError
+from chucky.server.model.anthropic_api import open_upstream
+from chucky.server.model.providers import ProviderSettings
+from chucky.server.model.upstream import UpstreamError
+
+WAIT_SECONDS = 20
 
 
 def certificate(directory: Path, *, password: str | None = None) -> dict[str, Path]:
@@ -65,3 +72,38 @@ async def test_a_key_with_a_password_is_refused_and_nobody_is_asked(
     with pytest.raises(ValidationError, match="password"):
         async with start_server(**files):
             pass
+
+
+@pytest.mark.parametrize("is_trusted", [True, False])
+async def test_a_model_provider_is_trusted_as_the_environment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_trusted: bool
+) -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nevent: x\ndata: {}\n\n")
+        writer.close()
+
+    files = certificate(tmp_path)
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(files["tls_cert"], files["tls_key"])
+    if is_trusted:
+        monkeypatch.setenv("SSL_CERT_FILE", str(files["tls_cert"]))
+    async with await asyncio.start_server(handle, "127.0.0.1", 0, ssl=tls) as server:
+        port = server.sockets[0].getsockname()[1]
+        provider = ProviderSettings(
+            name="own", kind="anthropic", base_url=f"https://127.0.0.1:{port}"
+        )
+        upstream = await asyncio.to_thread(open_upstream, provider)
+        found: list[str] | UpstreamError
+        try:
+            async with asyncio.timeout(WAIT_SECONDS), upstream.stream({}) as events:
+                found = [event async for event in events]
+        except UpstreamError as error:
+            found = error
+        finally:
+            await upstream.close()
+    if is_trusted:
+        assert found == ["{}"]
+    else:
+        assert isinstance(found, UpstreamError)
+        assert (found.reason, found.is_free) == ("model_unreachable", True)

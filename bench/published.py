@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -27,10 +28,12 @@ def published_python() -> Path:
     own = ".".join(map(str, sys.version_info[:3]))
     environment = home / f"chucky-sdk-{VERSION}-{sys.implementation.name}-{own}"
     python = environment / "bin" / "python"
-    if not python.exists():  # nor does it when the interpreter it links to is gone
-        shutil.rmtree(environment, ignore_errors=True)
-        home.mkdir(parents=True, exist_ok=True)
-        _make(environment)
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "lock").open("w") as lock:  # the tests take the same one
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not python.exists():  # nor does it when the interpreter it links to is gone
+            shutil.rmtree(environment, ignore_errors=True)
+            _make(environment)
     return python
 
 
@@ -40,11 +43,7 @@ def _make(environment: Path) -> None:
         building = Path(temporary) / "environment"
         venv.create(building, symlinks=True)
         _install(building / "bin" / "python")
-        try:
-            building.rename(environment)
-        except OSError:
-            if not environment.is_dir():  # if it is, another run was faster
-                raise
+        building.rename(environment)
 
 
 def _install(python: Path) -> None:

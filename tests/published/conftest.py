@@ -6,6 +6,7 @@ JSON object from standard input, its arguments, and prints one, what it saw.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -14,7 +15,8 @@ import sys
 import tempfile
 import time
 import venv
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,18 +49,26 @@ class Environments:
         own = ".".join(map(str, sys.version_info[:3]))
         environment = self._home / f"chucky-sdk-{version}-{sys.implementation.name}-{own}"
         python = environment / "bin" / "python"
-        if not python.exists():  # nor does it when the interpreter it links to is gone
-            shutil.rmtree(environment, ignore_errors=True)
-            try:
-                self._make(environment, version)
-            except LookupError as error:
-                self._failures[version] = str(error)
-                raise
+        with self._locked():
+            if not python.exists():  # nor does it when the interpreter it links to is gone
+                shutil.rmtree(environment, ignore_errors=True)
+                try:
+                    self._make(environment, version)
+                except LookupError as error:
+                    self._failures[version] = str(error)
+                    raise
         return python
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Let one process at a time make environments; the benchmarks take the same lock."""
+        self._home.mkdir(parents=True, exist_ok=True)
+        with (self._home / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def _make(self, environment: Path, version: str) -> None:
         """Build beside the place and rename: whatever interrupts, what is there is complete."""
-        self._home.mkdir(parents=True, exist_ok=True)
         for left in self._home.glob("building-*"):
             if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
                 shutil.rmtree(left, ignore_errors=True)
@@ -66,11 +76,7 @@ class Environments:
             building = Path(temporary) / "environment"
             venv.create(building, symlinks=True)
             _install(f"chucky-sdk=={version}", building / "bin" / "python")
-            try:
-                building.rename(environment)
-            except OSError:
-                if not environment.is_dir():  # if it is, another run was faster
-                    raise
+            building.rename(environment)
 
 
 def _install(requirement: str, python: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import random
 import re
 import secrets
 import shutil
@@ -14,7 +15,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,11 +31,12 @@ STOP_SECONDS = 10
 
 _IS_CI = os.environ.get("CI") == "true"
 _SEED = int(os.environ.get("CHUCKY_TEST_SEED", "0"))
-_MISSING_PARTS = pytest.StashKey[dict[str, str]]()
+_MISSING_PART = "missing part"
 
 # A busy machine is no reason to fail; what fails says how to run exactly that again.
 _PROFILE = hypothesis.settings(
     deadline=None,
+    derandomize=False,  # as it would be in CI, where the seed would then decide nothing
     print_blob=True,
     database=None,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
@@ -49,12 +51,13 @@ hypothesis.settings.load_profile("default")
 
 @pytest.hookimpl(tryfirst=True)  # before hypothesis reads the option
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_MISSING_PARTS] = {}
     config.addinivalue_line(
         "markers", "may_block(reason): blocks the event loop on purpose; say why"
     )
     if config.getoption("hypothesis_seed", None) is None:
         config.option.hypothesis_seed = str(_SEED)
+    if config.getoption("dist", "no") != "no":
+        return  # this process runs no test; those that do inherit the seed, and clean up themselves
     for name in _outside_settings():
         del os.environ[name]
 
@@ -63,10 +66,11 @@ def pytest_report_header() -> str:
     return f"seed: {_SEED} (set CHUCKY_TEST_SEED for another)"
 
 
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    missing = config.stash[_MISSING_PARTS]
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    missing: dict[str, str] = {}
+    for report in terminalreporter.stats.get("skipped", []):
+        properties = dict(getattr(report, "user_properties", ()))
+        missing.update([properties[_MISSING_PART]] if _MISSING_PART in properties else [])
     if missing:
         parts = "; ".join(f"{part} ({how})" for part, how in sorted(missing.items()))
         terminalreporter.write_line(f"Left out for want of parts: {parts}")
@@ -84,7 +88,7 @@ def require_part(request: pytest.FixtureRequest) -> Callable[[str, bool, str], N
             return
         if _IS_CI:
             pytest.fail(f"{part} is missing, and CI leaves nothing out: {how}", pytrace=False)
-        request.config.stash[_MISSING_PARTS][part] = how
+        request.node.user_properties.append((_MISSING_PART, (part, how)))
         pytest.skip(f"{part} is missing: {how}")
 
     return require
@@ -223,11 +227,6 @@ def _run_postgres(server: PostgresServer, program: str, *arguments: str) -> None
         assert done.returncode == 0, f"{program} {arguments} failed: {output.read()}"
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
 @pytest.fixture
 def postgres(
     require_part: Callable[[str, bool, str], None], request: pytest.FixtureRequest
@@ -245,6 +244,26 @@ def postgres_url(postgres: PostgresServer) -> Iterator[str]:
     url = postgres.create_database()
     yield url
     postgres.drop_database(url)
+
+
+# --- ports ------------------------------------------------------------------------------------
+
+
+def _free_port() -> int:
+    """Choose a port to listen at later, or again and again.
+
+    Systems give away those above 32767 to whoever asks for any, and would give it to another test.
+    """
+    for port in random.SystemRandom().sample(range(10_000, 32_768), 100):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError("None of 100 ports is free.")
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port for a server of this test, which nobody else is given while it does not listen."""
+    return _free_port()
 
 
 # --- real processes ---------------------------------------------------------------------------

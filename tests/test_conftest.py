@@ -66,7 +66,16 @@ def test_numbers(number):
 """
 
 
-def run_pytest(directory: Path, **environment: str) -> str:
+OUTSIDE = {
+    "CHUCKY_URL": "ws://192.0.2.1/ws",
+    "ANTHROPIC_BASE_URL": "https://192.0.2.1",
+    "https_proxy": "http://192.0.2.1:3128",
+    "PGHOST": "192.0.2.1",
+}
+LAST_LINE = re.compile(r"=+ 1 failed, 5 passed, 1 skipped in [\d.]+s =+")
+
+
+def run_pytest(directory: Path, *arguments: str, **environment: str) -> str:
     """Run the tests above under a copy of conftest.py and return what pytest printed."""
     shutil.copy(HERE / "conftest.py", directory)
     (directory / "test_inner.py").write_text(INNER_TESTS)
@@ -81,6 +90,7 @@ def run_pytest(directory: Path, **environment: str) -> str:
             "-rA",
             "-p",
             "no:cacheprovider",
+            *arguments,
             "test_inner.py",
         ],
         cwd=directory,
@@ -96,18 +106,23 @@ def run_pytest(directory: Path, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def at_home(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return run_pytest(
-        tmp_path_factory.mktemp("home"),
-        CHUCKY_URL="ws://192.0.2.1/ws",
-        ANTHROPIC_BASE_URL="https://192.0.2.1",
-        https_proxy="http://192.0.2.1:3128",
-        PGHOST="192.0.2.1",
-    )
+    return run_pytest(tmp_path_factory.mktemp("home"), **OUTSIDE)
 
 
 @pytest.fixture(scope="module")
 def in_ci(tmp_path_factory: pytest.TempPathFactory) -> str:
     return run_pytest(tmp_path_factory.mktemp("ci"), CI="true", CHUCKY_TEST_SEED="7")
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The run at home again, shared by two processes and with the seed of that in CI."""
+    return run_pytest(tmp_path_factory.mktemp("shared"), "-n", "2", CHUCKY_TEST_SEED="7", **OUTSIDE)
+
+
+def drawn(output: str) -> list[str]:
+    """The numbers that hypothesis tried."""
+    return re.findall(r"^drew .*", output, re.MULTILINE)
 
 
 def test_a_missing_part_skips_the_test_and_is_named_once_at_the_end(at_home: str) -> None:
@@ -134,24 +149,25 @@ def test_only_blocking_calls_of_our_code_that_nobody_allowed_fail_a_test(at_home
 
 
 def test_the_seed_is_printed_and_decides_what_hypothesis_draws(
-    at_home: str, in_ci: str, tmp_path: Path
+    at_home: str, in_ci: str, shared: str
 ) -> None:
-    def drawn(output: str) -> list[str]:
-        return re.findall(r"^drew .*", output, re.MULTILINE)
-
-    again = run_pytest(tmp_path, CI="true", CHUCKY_TEST_SEED="7")
-
     assert "seed: 0 " in at_home
     assert "seed: 7 " in in_ci
+    assert "seed: 7 " in shared
     assert len(drawn(in_ci)) > 10
-    assert drawn(in_ci) == drawn(again)
+    assert drawn(in_ci) == drawn(shared)
     assert drawn(in_ci) != drawn(at_home)
 
 
 def test_the_last_line_is_the_count_of_pytest(at_home: str) -> None:
-    assert re.fullmatch(
-        r"=+ 1 failed, 5 passed, 1 skipped in [\d.]+s =+", at_home.strip().splitlines()[-1]
-    )
+    assert LAST_LINE.fullmatch(at_home.strip().splitlines()[-1])
+
+
+def test_all_of_this_holds_where_two_processes_share_the_tests(shared: str) -> None:
+    assert "2 workers" in shared
+    assert "PASSED test_inner.py::test_environment" in shared
+    assert shared.count("Left out for want of parts: a left-handed screwdriver (borrow one)") == 1
+    assert LAST_LINE.fullmatch(shared.strip().splitlines()[-1])
 
 
 def test_the_postgresql_server_of_the_tests_is_durable_and_asks_for_the_password(

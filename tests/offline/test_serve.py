@@ -126,15 +126,13 @@ async def test_a_port_that_is_taken_is_an_error_that_says_so() -> None:
             await serve("127.0.0.1", taken.getsockname()[1])
 
 
-async def test_it_runs_without_being_asked_to_report() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    task = asyncio.create_task(serve("127.0.0.1", port))
+async def test_it_runs_without_being_asked_to_report(free_port: int) -> None:
+    task = asyncio.create_task(serve("127.0.0.1", free_port))
     async with asyncio.timeout(20):
         while True:
             await asyncio.sleep(0)
             with contextlib.suppress(OSError):
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
+                _, writer = await asyncio.open_connection("127.0.0.1", free_port)
                 break
         writer.close()
         task.cancel()

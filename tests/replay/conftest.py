@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import re
 import subprocess
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
@@ -225,7 +224,7 @@ class MortalServer:
 
     command: str
     directory: Path
-    port: int = 0
+    port: int
     process: asyncio.subprocess.Process | None = None
     _project: dict[str, str] = field(default_factory=dict)
 
@@ -256,9 +255,7 @@ class MortalServer:
         assert self.process.stdout
         async with asyncio.timeout(WAIT_SECONDS):
             line = await self.process.stdout.readline()
-        found = re.search(rb"ws://127\.0\.0\.1:(\d+)", line)
-        assert found, line
-        self.port = int(found[1])
+        assert self.url.encode() in line
         if not self._project:
             self._project = json.loads(await self.run("projects", "create", "tests", "--json"))
 
@@ -295,9 +292,11 @@ class MortalServer:
 
 
 @pytest.fixture
-async def mortal_server(chucky_command: str, tmp_path: Path) -> AsyncIterator[MortalServer]:
+async def mortal_server(
+    chucky_command: str, free_port: int, tmp_path: Path
+) -> AsyncIterator[MortalServer]:
     """A server to be killed and started again. A file ``chucky.toml`` in its directory counts."""
-    server = MortalServer(chucky_command, tmp_path)
+    server = MortalServer(chucky_command, tmp_path, free_port)
     await server.start()
     yield server
     await server.kill()

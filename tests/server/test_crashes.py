@@ -6,7 +6,6 @@ import asyncio
 import json
 import random
 import re
-import socket
 import sqlite3
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
@@ -59,14 +58,12 @@ class Server:
 
 
 @pytest.fixture
-def killable_server(chucky_command: str, tmp_path: Path) -> Callable[[], Any]:
+def killable_server(chucky_command: str, free_port: int, tmp_path: Path) -> Callable[[], Any]:
     """Start a server on a file of its own: ``async with killable_server() as (server, url)``."""
 
     @asynccontextmanager
     async def start() -> AsyncIterator[tuple[Server, str]]:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        options = ["--port", str(port), "--db", "chucky.db", "--log-level", "error"]
+        options = ["--port", str(free_port), "--db", "chucky.db", "--log-level", "error"]
         server = Server([chucky_command, "serve", *options], tmp_path)
         url = await server.start()
         try:

@@ -10,7 +10,9 @@ its median. The server logs errors only.
 Three servers are measured side by side: one with ledger and session log switched off, one with
 the ledger, one with both, which is what an operator runs. What the ledger costs is compared with
 what it cannot do without: two durable commits of one row each, made by a bare loop on an SQLite
-file of the same kind (write-ahead log, `synchronous = FULL`) in the same run.
+file of the same kind (write-ahead log, `synchronous = FULL`) in the same run. Both write first
+until they begin to use their log's space again, as they do from then on: a commit that makes the
+file longer takes half as long again.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from __future__ import annotations
 import sqlite3
 import statistics
 import time
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,6 +38,7 @@ class _Size:
     blocks: int
     turns_in_a_block: int
     warm_up_turns: int
+    first_blocks: int
 
 
 _SERVERS = {
@@ -46,7 +50,7 @@ _SERVERS = {
 
 def measure(*, quick: bool) -> Figures:
     """Measure turns; see the module's docstring."""
-    size = _Size(2, 2, 1) if quick else _Size(30, 20, 3)
+    size = _Size(2, 2, 1, 1) if quick else _Size(30, 20, 3, 13)
     asked = {
         "message": scripted({"text": ["Paris."]}),
         "warm_up": size.warm_up_turns,
@@ -63,15 +67,22 @@ def measure(*, quick: bool) -> Figures:
         }
         client = running.enter_context(program("ask_server"))
         peer = running.enter_context(program("ask_model"))
-        directory = running.enter_context(TemporaryDirectory())
+        bare_database = running.enter_context(_bare_database())
         tokens = {name: server.tokens(1)[0] for name, server in servers.items()}
+        given = {
+            name: {"url": server.url, "token": tokens[name], **asked}
+            for name, server in servers.items()
+        }
+        for _ in range(size.first_blocks):
+            for name in servers:
+                client.ask(_BLOCK_SECONDS, **given[name])
+            _commits_ms(bare_database, 100)
         for _ in range(size.blocks):
-            for name, server in servers.items():
-                given = {"url": server.url, "token": tokens[name], **asked}
-                ours[name].append(client.ask(_BLOCK_SECONDS, **given)["milliseconds"])
+            for name in servers:
+                ours[name].append(client.ask(_BLOCK_SECONDS, **given[name])["milliseconds"])
             found = peer.ask(_BLOCK_SECONDS, base_url=f"http://{model}", **asked)
             direct.append(found["milliseconds"])
-            commits.append(_commits_ms(Path(directory), 2 * size.turns_in_a_block))
+            commits.append(_commits_ms(bare_database, 2 * size.turns_in_a_block))
     return Figures(
         rows=_rows({name: _medians(blocks) for name, blocks in ours.items()}, direct, commits),
         size=asdict(size),
@@ -124,17 +135,25 @@ def _rows(
     ]
 
 
-def _commits_ms(directory: Path, count: int) -> list[float]:
-    """Time durable commits of one small row each."""
-    with closing(sqlite3.connect(directory / "commits.db", isolation_level=None)) as connection:
+@contextmanager
+def _bare_database() -> Iterator[sqlite3.Connection]:
+    with (
+        TemporaryDirectory() as directory,
+        closing(sqlite3.connect(Path(directory) / "bare.db", isolation_level=None)) as connection,
+    ):
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("CREATE TABLE IF NOT EXISTS row (number INTEGER)")
-        timed = []
-        for number in range(count):
-            started_at = time.perf_counter()
-            connection.execute("INSERT INTO row VALUES (?)", (number,))
-            timed.append((time.perf_counter() - started_at) * 1000)
+        connection.execute("CREATE TABLE row (number INTEGER)")
+        yield connection
+
+
+def _commits_ms(database: sqlite3.Connection, count: int) -> list[float]:
+    """Time durable commits of one small row each."""
+    timed = []
+    for number in range(count):
+        started_at = time.perf_counter()
+        database.execute("INSERT INTO row VALUES (?)", (number,))
+        timed.append((time.perf_counter() - started_at) * 1000)
     return timed
 
 

@@ -40,8 +40,9 @@ CREATE TABLE ledger_entries (
 INSERT INTO ledger_entries SELECT * FROM ledger_entries_before ORDER BY entry_id;
 DROP TABLE ledger_entries_before;
 
-CREATE INDEX ledger_entries_by_user ON ledger_entries (project_id, user_id, meter, at_ms);
-CREATE INDEX ledger_entries_by_project ON ledger_entries (project_id, meter, at_ms);
+-- By time before meter: what a turn costs in either lies on one page then.
+CREATE INDEX ledger_entries_by_user ON ledger_entries (project_id, user_id, at_ms, meter);
+CREATE INDEX ledger_entries_by_project ON ledger_entries (project_id, at_ms, meter);
 CREATE INDEX ledger_entries_by_session ON ledger_entries (session_id, meter);
 CREATE INDEX ledger_refunds ON ledger_entries (refers_to) WHERE refers_to <> '';
 

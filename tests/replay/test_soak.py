@@ -199,7 +199,7 @@ def open_files(pid: int) -> int:
 def size(request: pytest.FixtureRequest) -> tuple[int, float]:
     """How many sessions for how many seconds."""
     is_sample = request.config.getoption("-m") == "not slow"
-    sessions, seconds = (20, 4.0) if is_sample else (2_000, 600.0)
+    sessions, seconds = (20, 8.0) if is_sample else (2_000, 600.0)
     return (
         int(os.environ.get("SOAK_SESSIONS", sessions)),
         float(os.environ.get("SOAK_SECONDS", seconds)),

@@ -20,7 +20,7 @@ from chucky import Chucky, Message, Session, create_budget, create_token, tool
 from chucky.server.store import Store
 
 WAIT_SECONDS = 40
-POINTS, SAMPLE = 200, 3
+POINTS, SAMPLE = 200, 5
 # The conversation below has about so many things that can be counted: messages, deltas, calls.
 COUNTED = 30
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tests.server.conftest import Connect, RawClient
 
 WAIT_SECONDS = 40
-POINTS, SAMPLE, CHUNK = 200, 2, 14
+POINTS, SAMPLE, CHUNK = 200, 4, 14
 SWITCHES, SWITCHES_SAMPLE = 40, 8
 # The conversation below has about so many things that can be counted: messages, deltas, calls.
 COUNTED = 30

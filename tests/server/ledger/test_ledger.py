@@ -230,6 +230,28 @@ async def test_who_leaves_when_the_answer_is_there_leaves_nothing_held(run: Run)
         assert (await running.standing()).reserved == 0
 
 
+async def test_an_answer_that_cannot_be_given_is_an_error_and_holds_up_no_other(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with run() as running:
+        bad, good = running.wanted(500), running.wanted(500)
+        original = running.ledger._writer._answer
+
+        def answer(request: Any, outcomes: Any) -> None:
+            if request.operations == (bad,):
+                raise ValueError("a fault of ours")
+            original(request, outcomes)
+
+        monkeypatch.setattr(running.ledger._writer, "_answer", answer)
+        others = [asyncio.create_task(running.ledger.ask(each)) for each in (bad, good)]
+        async with asyncio.timeout(WAIT_SECONDS):
+            with pytest.raises(ChuckyError) as caught:
+                await others[0]
+            [outcome] = await others[1]
+        assert caught.value.code == "INTERNAL_ERROR"
+        assert isinstance(outcome, Granted)
+
+
 async def test_who_leaves_the_line_makes_room_for_the_next(run: Run) -> None:
     async with run() as running:
         all_of_it = running.wanted(10_000)

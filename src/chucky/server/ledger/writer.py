@@ -41,7 +41,11 @@ class Request:
 
 
 class Writer:
-    """Has groups written in a thread of its own, in the order in which they were asked for."""
+    """Has groups written in a thread of its own, in the order in which they were asked for.
+
+    Attributes:
+        unanswered: How many requests wait for their answer.
+    """
 
     def __init__(self, book: Book, answer: Callable[[Request, Written], None]) -> None:
         """Prepare; the thread begins with the first request.

@@ -1,6 +1,7 @@
 -- What is settled after its lease had ended is an entry of a kind of its own. SQLite cannot change a
--- condition of a table, so that entries are copied into one that has the new condition. Their numbers rise without AUTOINCREMENT too,
--- which writes one more page with each commit: no entry is ever deleted.
+-- condition of a table, so that entries are copied into one that has the new condition. Their
+-- numbers rise without AUTOINCREMENT too, which writes one more page with each commit: no entry is
+-- ever deleted.
 DROP TRIGGER ledger_entries_stay;
 DROP TRIGGER ledger_entries_remain;
 DROP INDEX ledger_entries_by_user;

@@ -25,7 +25,7 @@ from chucky.sync import Chucky
 if TYPE_CHECKING:
     from tests.conftest import Server
 
-MODEL = "claude-sonnet-4-5-20250929"
+MODEL = "claude-sonnet-4-6"
 TOKENS = {
     "input_tokens": 1_000,
     "output_tokens": 20,

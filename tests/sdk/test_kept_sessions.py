@@ -65,7 +65,7 @@ async def test_a_users_sessions_are_listed_the_latest_first(client: Client) -> N
     assert earlier == SessionSummary(
         session_id=first.session_id,
         forked_from=None,
-        model="claude-sonnet-4-5-20250929",
+        model=result.model,  # the default one, or its successor
         created_at=earlier.created_at,
         last_activity_at=earlier.last_activity_at,
         is_running=False,

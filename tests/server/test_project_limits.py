@@ -16,7 +16,7 @@ import pytest
 from chucky import Chucky, ConcurrencyLimitError, create_budget, create_token
 from chucky.server.store import Store
 
-MODEL = "claude-sonnet-4-5-20250929"
+MODEL = "claude-sonnet-4-6"
 TOKENS = {"input_tokens": 1_000, "output_tokens": 20}  # 3,300 micro-dollars
 MINUTE = timedelta(minutes=1)
 

@@ -21,7 +21,7 @@ from chucky.server.store import open_ledger
 from chucky.tokens import Window
 
 WAIT_SECONDS = 15
-MODEL = "claude-sonnet-4-5-20250929"
+MODEL = "claude-sonnet-4-6"
 # 1,000 * 3 + 20 * 15 micro-dollars, and 0.3 of one: rounded up.
 TOKENS = {"input_tokens": 1_000, "output_tokens": 20, "cache_read_input_tokens": 1}
 COST_MICROS = 3_301

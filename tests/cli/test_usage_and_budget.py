@@ -248,9 +248,12 @@ def test_the_budget_of_a_session_is_shown_by_itself(user: User) -> None:
     assert (line["meter"], line["window"], line["resetsAt"]) == ("ai", "lifetime", None)
     assert (line["spent"], line["reserved"], line["limit"]) == (COST_NANOS, 0, 250_000_000)
     without = user.ask({"text": "Done.", "usage": TOKENS})
+    [line] = json.loads(said(user.budget("show", "--session", without.session_id, "--json")))
+    assert (line["meter"], line["spent"], line["limit"]) == ("ai", COST_NANOS, None)
+    unknown = str(uuid.uuid4())
     assert re.fullmatch(
-        f"Nothing was ever reserved under a budget of the session '{without.session_id}' of .*\n",
-        said(user.budget("show", "--session", without.session_id)),
+        f"Nothing was ever reserved in the session '{unknown}' of .*\n",
+        said(user.budget("show", "--session", unknown)),
     )
 
 
@@ -450,7 +453,8 @@ def test_what_does_not_add_up_is_named_and_ends_with_1(
     path, connection = copy
     said(chucky("verify", "--db", path))
     connection.execute(
-        "UPDATE ledger_accounts SET settled = settled + 7 WHERE user_id = ? AND meter = 'ai'",
+        "UPDATE ledger_accounts SET settled = settled + 7 "
+        "WHERE user_id = ? AND session_id = '' AND meter = 'ai'",
         (spender.name,),
     )
     result = chucky("verify", "--db", path)

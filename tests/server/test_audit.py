@@ -20,9 +20,11 @@ from chucky.server.ledger.operations import (
     Booked,
     Checkpoint,
     Granted,
+    Look,
     Operation,
     Outcome,
     Reserve,
+    Seen,
     Settle,
     Sweep,
     Void,
@@ -31,8 +33,10 @@ from chucky.server.ledger.rows import LedgerRows
 from chucky.server.ledger.wishes import Wish
 from chucky.server.model.pricing import Price, Rate, Usage
 from chucky.server.settings import Settings
-from chucky.server.store import open_reader
+from chucky.server.store import open_reader, postgres_database, sqlite_file
 from chucky.server.store.database import now_ms
+from chucky.server.store.migration import migrations
+from chucky.server.store.opening import open_database
 from chucky.server.store.postgres_ledger import PostgresLedgerRows
 from chucky.server.store.sqlite_ledger import SqliteLedgerRows
 
@@ -91,9 +95,9 @@ class Books:
     ) -> tuple[str, Holder]:
         call_id = call_id or uuid.uuid4().hex
         holder = self.holder(user, session)
-        price = PRICE if meter == "ai" else None
+        price, usual = (PRICE, LIMITS) if meter == "ai" else (None, COMPUTE)
         wanted = Reserve(
-            call_id, holder, meter, Wish(held, 0, 0, 0, 0, 0), limits or LIMITS, price=price
+            call_id, holder, meter, Wish(held, 0, 0, 0, 0, 0), limits or usual, price=price
         )
         assert isinstance(self.book(wanted)[0], Granted)
         return call_id, holder
@@ -191,6 +195,11 @@ CHANGES = {
     "an account is gone": (
         "DELETE FROM ledger_accounts WHERE user_id = 'bob' AND session_id = ''",
         "account of user 'bob'",
+        "It is missing",
+    ),
+    "an account of a session is gone": (
+        "DELETE FROM ledger_accounts WHERE session_id = 's1'",
+        "account of session s1 of user 'ann'",
         "It is missing",
     ),
     "a project has other totals than its users": (
@@ -525,3 +534,29 @@ def test_a_refund_reaches_the_budget_of_its_session(books: Books) -> None:
     settled = books.place.execute("SELECT DISTINCT settled FROM ledger_accounts")
     assert settled == [(0,)]
     assert books.problems() == []
+
+
+def _before_accounts_of_sessions(kind: str) -> Any:
+    known = migrations(kind)
+    [version] = [each.version for each in known if each.name.endswith("_accounts_of_sessions.sql")]
+    return [each for each in known if each.version < version]
+
+
+def test_the_sessions_of_an_earlier_version_get_their_accounts(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as earlier:
+        for module in (sqlite_file, postgres_database):
+            earlier.setattr(module, "migrations", _before_accounts_of_sessions)
+        books = Books(place)
+    with closing(books.rows):
+        books.call()
+        books.call(user="bob", session="s2")
+        books.reserve()
+        # A session had an account from its first budget on.
+        books.tamper("DELETE FROM ledger_accounts WHERE session_id = 's1'")
+        open_database(place.db).close()
+        assert books.problems() == []
+        [seen] = books.book(Look(books.holder(), {"ai": (OF_SESSION,)}))
+        assert isinstance(seen, Seen)
+        assert [(each.spent, each.reserved) for each in seen.standings] == [(COST, HELD)]

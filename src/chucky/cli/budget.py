@@ -135,7 +135,7 @@ def show(
         typer.Option(
             "--session",
             metavar="ID",
-            help="Only the budget that this session has for itself.",
+            help="What this session has spent, and its own budget if it has one.",
             show_default=False,
         ),
     ] = "",
@@ -252,11 +252,12 @@ def _show(whose: _Holder, session_id: str, *, as_json: bool) -> None:
         typer.echo(json.dumps([_as_entry(line) for line in lines]))
     elif lines:
         _print(lines)
-    elif session_id or not whose.user_id:
-        named = f"the session {session_id!r} of {whose}" if session_id else str(whose)
-        typer.echo(f"Nothing was ever reserved under a budget of {named}.")
-    else:
+    elif session_id:
+        typer.echo(f"Nothing was ever reserved in the session {session_id!r} of {whose}.")
+    elif whose.user_id:
         typer.echo(f"Nothing was ever reserved for {whose}.")
+    else:
+        typer.echo(f"Nothing was ever reserved under a budget of {whose}.")
 
 
 def _move_anchor(whose: _Holder, window: Window, time: datetime) -> None:

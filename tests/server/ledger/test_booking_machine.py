@@ -350,7 +350,7 @@ class Draws:
     def holder(self) -> Holder:
         return Holder(self.project_id, self.one(USERS), self.one(SESSIONS), "turn")
 
-    def limits(self) -> tuple[Limit, ...]:
+    def limits(self, meter: Meter) -> tuple[Limit, ...]:
         start_ms = self.one([None, 0, 1_767_225_599_999, self.model.clock.now_ms - 5_000])
         kinds = ["hour", "day", "week", "month", "lifetime"]
         possible = [
@@ -358,6 +358,8 @@ class Draws:
             Limit("project", self.one(kinds), 2 * self.data.draw(amounts), start_ms),
             Limit("session", "lifetime", self.data.draw(amounts)),
         ]
+        if meter == "compute":
+            possible.pop()  # no budget of a session is one of compute
         return tuple(each for each in possible if self.data.draw(st.booleans()))
 
     def some_id(self) -> str:
@@ -384,7 +386,8 @@ class Draws:
 
     def reserve(self) -> Operation:
         meter: Meter = self.one(METERS)
-        return Reserve(next(self.ids), self.holder(), meter, self.data.draw(wishes), self.limits())
+        wish = self.data.draw(wishes)
+        return Reserve(next(self.ids), self.holder(), meter, wish, self.limits(meter))
 
     def again(self) -> Operation:
         key = self.some_id()
@@ -393,12 +396,12 @@ class Draws:
         if key == "never" or is_correction:
             key = next(self.ids)
         wish = self.data.draw(wishes)
-        return Reserve(key, holder, meter, wish, self.limits(), is_repeated=True)
+        return Reserve(key, holder, meter, wish, self.limits(meter), is_repeated=True)
 
     def extend(self) -> Operation:
         key = self.some_id()
         holder, meter = self.whose(key)
-        return Extend(key, holder, meter, self.data.draw(wishes), self.limits())
+        return Extend(key, holder, meter, self.data.draw(wishes), self.limits(meter))
 
     def settle(self) -> Operation:
         key = self.some_id()
@@ -406,7 +409,7 @@ class Draws:
         held = self.model.open.get(key)
         most = 10 if held is None else held.amount
         amount = self.data.draw(st.sampled_from([0, most, most + 7]) | st.integers(0, most))
-        return Settle(key, holder, meter, amount, limits=self.limits())
+        return Settle(key, holder, meter, amount, limits=self.limits(meter))
 
     def void(self) -> Operation:
         key = self.some_id()

@@ -188,13 +188,11 @@ def test_two_first_calls_of_a_user_at_once_share_one_account(
     assert mismatches(place) == []
 
 
-@pytest.mark.parametrize("limit", [SHARED, Limit("session", "lifetime", 10**12)])
 def test_an_account_that_is_made_late_counts_what_is_being_booked_meanwhile(
     place: PostgresPlace,
     start: Callable[..., Process],
     thread: Callable[..., Future[Any]],
     monkeypatch: pytest.MonkeyPatch,
-    limit: Limit,
 ) -> None:
     one, other = start(), start()
     spend(one, 5)
@@ -208,13 +206,13 @@ def test_an_account_that_is_made_late_counts_what_is_being_booked_meanwhile(
         create(self, keys)
 
     monkeypatch.setattr(PostgresLedgerTransaction, "_create_accounts", create_when_told)
-    waiting = thread(other.book, hold(200, PLENTY, limit))
+    waiting = thread(other.book, hold(200, PLENTY, SHARED))
     assert is_about_to.wait(WAIT_SECONDS)
     with one.booking(hold(70)):
         may_go_on.set()
         wait_until_one_waits(place)
     assert isinstance(waiting.result(WAIT_SECONDS)[0], Granted)
-    assert stand(one, limit) == (5, 270)
+    assert stand(one, SHARED) == (5, 270)
     assert mismatches(place) == []
 
 
@@ -256,7 +254,11 @@ def test_processes_that_need_each_others_accounts_in_any_order_never_block_each_
     seed: int,
 ) -> None:
     users = [Holder("p", f"user-{number}", f"session-{number}", "t") for number in range(12)]
-    scopes = [PLENTY, SHARED, Limit("session", "lifetime", 10**12), Limit("user", "day", 10**12)]
+    common = [PLENTY, SHARED, Limit("user", "day", 10**12)]
+    scopes: dict[Meter, list[Limit]] = {
+        "ai": [*common, Limit("session", "lifetime", 10**12)],
+        "compute": common,
+    }
 
     def work(process: Process, chance: random.Random) -> None:
         held: list[Reserve] = []
@@ -264,11 +266,11 @@ def test_processes_that_need_each_others_accounts_in_any_order_never_block_each_
             wanted = [
                 hold(
                     chance.randrange(100),
-                    *chance.sample(scopes, chance.randrange(1, 4)),
+                    *chance.sample(scopes[meter], chance.randrange(1, 4)),
                     holder=chance.choice(users),
-                    meter=chance.choice(METERS),
+                    meter=meter,
                 )
-                for _ in range(chance.randrange(6))
+                for meter in chance.choices(METERS, k=chance.randrange(6))
             ]
             ended = [held.pop(chance.randrange(len(held))) for _ in range(len(held) // 2)]
             endings: list[Operation] = [

@@ -48,14 +48,21 @@ class Holder(NamedTuple):
 
 @lru_cache(_REMEMBERED_KEYS)
 def account_keys(holder: Holder, meter: Meter) -> Mapping[Scope, AccountKey]:
-    """The accounts in which a payer's spending counts: those of a session and a user if any."""
+    """The accounts in which a payer's spending counts: of a user if any, for money of a session."""
     project_id, user_id, session_id, _ = holder
     keys: dict[Scope, AccountKey] = {"project": AccountKey(project_id, "", "", meter)}
     if user_id:
         keys["user"] = AccountKey(project_id, user_id, "", meter)
-    if session_id:
+    if session_id and meter == "ai":  # no budget of a session is one of compute
         keys["session"] = AccountKey(project_id, user_id, session_id, meter)
     return keys
+
+
+@lru_cache(_REMEMBERED_KEYS)
+def own_keys(holder: Holder, meter: Meter) -> frozenset[AccountKey]:
+    """The accounts that a payer has whatever the limits are: all but that of a user's project."""
+    keys = account_keys(holder, meter)
+    return frozenset(key for scope, key in keys.items() if scope != "project" or len(keys) == 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from chucky.server.ledger.accounts import (
     METERS,
@@ -12,6 +12,7 @@ from chucky.server.ledger.accounts import (
     Meter,
     Scope,
     account_keys,
+    own_keys,
 )
 from chucky.server.ledger.operations import (
     Adjust,
@@ -59,9 +60,7 @@ class Needs:
                 self.touch(operation.holder, operation.meter)
                 self.reservations.add(operation.reservation_id)
             case Adjust():
-                self.touch(operation.holder, operation.meter)
-                whose: Scope = "user" if operation.holder.user_id else "project"
-                self.created.add(operation.holder.key(whose, operation.meter))
+                self._book(operation.holder, operation.meter)
                 self.entries.update(filter(None, (operation.entry_key, operation.refers_to)))
             case Look():
                 for meter, limits in operation.limits.items():
@@ -77,11 +76,16 @@ class Needs:
         """Need the accounts in which a payer's spending counts."""
         self.accounts.update(account_keys(holder, meter).values())
 
+    def _book(self, holder: Holder, meter: Meter) -> Mapping[Scope, AccountKey]:
+        """Need the accounts too that must be there before anything is booked on them."""
+        keys = account_keys(holder, meter)
+        self.accounts.update(keys.values())
+        self.created.update(own_keys(holder, meter))
+        return keys
+
     def _spend(self, operation: Reserve | Extend | Settle) -> None:
         holder = operation.holder
-        keys = account_keys(holder, operation.meter)
-        self.accounts.update(keys.values())
-        self.created.add(keys["user"])
+        keys = self._book(holder, operation.meter)
         for limit in operation.limits:
             self.created.add(keys[limit.scope])
         self._anchor(holder, operation.limits, is_set=not isinstance(operation, Settle))

@@ -168,7 +168,7 @@ WITH moved AS (
 SELECT project_id, user_id, session_id, meter, sum(kept), sum(kept_settled), sum(kept_reserved),
     sum(counted_settled), sum(counted_reserved)
 FROM compared GROUP BY project_id, user_id, session_id, meter
-HAVING (sum(kept) = 0 AND user_id <> '' AND session_id = '')
+HAVING (sum(kept) = 0 AND user_id <> '' AND (session_id = '' OR meter = 'ai'))
     OR (sum(kept) > 0 AND (sum(kept_settled) <> sum(counted_settled)
         OR sum(kept_reserved) <> sum(counted_reserved)))
 """

@@ -51,27 +51,31 @@ _ACCOUNTS: Final = f"""
 {_WANTED_ACCOUNTS}
 LEFT JOIN ledger_windows AS windows ON windows.account_id = accounts.account_id
 """
+# Not worth a wait for the disk: whatever is booked on these accounts is on the disk after them.
+_UNTIL_THE_NEXT_COMMIT: Final = "SET LOCAL synchronous_commit TO off"
 _KEEP_ALL_OUT: Final = "LOCK TABLE ledger_accounts IN EXCLUSIVE MODE"
 
 
-def _creation(whose: str) -> str:
-    of_this_account = f"project_id = wanted.project_id AND meter = wanted.meter {whose}"
-    return f"""
+# Those of users and sessions are made before anything is booked on them. A project has one since it
+# has a limit, and what its users had spent before counts too.
+_CREATE_ACCOUNTS: Final = """
 INSERT INTO ledger_accounts (project_id, user_id, session_id, meter, settled, reserved)
-SELECT project_id, user_id, session_id, meter,
-    (SELECT coalesce(sum(amount), 0) FROM ledger_entries WHERE {of_this_account}),
-    (SELECT coalesce(sum(amount), 0) FROM ledger_reservations WHERE {of_this_account})
+SELECT project_id, user_id, session_id, meter, 0, 0
 FROM json_populate_recordset(NULL::ledger_accounts, %s) AS wanted
 ORDER BY project_id, user_id, session_id, meter
 ON CONFLICT DO NOTHING
 """
-
-
-_CREATE_OF_PROJECTS: Final = _creation("")
-_CREATE_OF_USERS: Final = _creation("AND user_id = wanted.user_id")
-_CREATE_OF_SESSIONS: Final = _creation(
-    "AND user_id = wanted.user_id AND session_id = wanted.session_id"
-)
+_CREATE_OF_PROJECTS: Final = """
+INSERT INTO ledger_accounts (project_id, user_id, session_id, meter, settled, reserved)
+SELECT project_id, '', '', meter,
+    (SELECT coalesce(sum(amount), 0) FROM ledger_entries
+     WHERE project_id = wanted.project_id AND meter = wanted.meter),
+    (SELECT coalesce(sum(amount), 0) FROM ledger_reservations
+     WHERE project_id = wanted.project_id AND meter = wanted.meter)
+FROM json_populate_recordset(NULL::ledger_accounts, %s) AS wanted
+ORDER BY project_id, meter
+ON CONFLICT DO NOTHING
+"""
 _SPENT_BY_PROJECT: Final = """
 SELECT coalesce(sum(amount), 0)::bigint FROM ledger_entries
 WHERE project_id = %s AND meter = %s AND at_ms >= %s AND at_ms < %s
@@ -271,19 +275,15 @@ class PostgresLedgerTransaction(SessionTransaction):
     def _create_accounts(self, keys: Collection[AccountKey]) -> None:
         """Create accounts and let go of everything, so that all can be locked in order.
 
-        A user's account is the first thing written for that user. A session's is counted while
-        its user's is locked, so that nobody books meanwhile; a project's while no account is.
+        Projects' are counted while no other account changes.
         """
         projects = [key for key in keys if not key.user_id]
-        users = [key for key in keys if key.user_id and not key.session_id]
-        sessions = [key for key in keys if key.session_id]
-        owners = {key._replace(session_id="") for key in sessions}
+        others = [key for key in keys if key.user_id]
         self._connection.rollback()
+        self._execute(_UNTIL_THE_NEXT_COMMIT)
         if projects:
             self._execute(_KEEP_ALL_OUT)
-        self._execute_for(_CREATE_OF_USERS, AccountKey._fields, users)
-        self._execute_for(_LOCK_ACCOUNTS, AccountKey._fields, owners)
-        self._execute_for(_CREATE_OF_SESSIONS, AccountKey._fields, sessions)
+        self._execute_for(_CREATE_ACCOUNTS, AccountKey._fields, others)
         self._execute_for(_CREATE_OF_PROJECTS, AccountKey._fields, projects)
         self._connection.commit()
 

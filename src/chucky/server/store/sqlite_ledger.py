@@ -23,7 +23,7 @@ from chucky.server.store.session_transaction import SessionTransaction
 from chucky.server.store.sqlite_file import Connection, faults, open_file, transaction
 
 # What is known of more accounts than this is read again.
-_MOST_KNOWN_ACCOUNTS: Final = 2_000
+_MOST_KNOWN_ACCOUNTS: Final = 10_000
 
 # Keys and ids are given as one JSON text. CROSS JOIN: they come first, whatever the planner thinks.
 _ACCOUNTS: Final = f"""
@@ -36,22 +36,20 @@ LEFT JOIN ledger_windows AS windows ON windows.account_id = accounts.account_id
 """
 
 
-def _creation(whose: str) -> str:
-    of_this_account = f"project_id = :project_id AND meter = :meter {whose}"
-    return f"""
+# Those of users and sessions are made before anything is booked on them. A project has one since it
+# has a limit, and what its users had spent before counts too.
+_CREATE_ACCOUNT: Final = """
 INSERT INTO ledger_accounts (project_id, user_id, session_id, meter, settled, reserved)
-SELECT :project_id, :user_id, :session_id, :meter,
-    (SELECT coalesce(sum(amount), 0) FROM ledger_entries WHERE {of_this_account}),
-    (SELECT coalesce(sum(amount), 0) FROM ledger_reservations WHERE {of_this_account})
+VALUES (:project_id, :user_id, :session_id, :meter, 0, 0)
 """
-
-
-_CREATE_OF_PROJECT: Final = _creation("")
-_CREATE_OF_USER: Final = _creation("AND user_id = :user_id")
-# The + leaves only the index of sessions: a session must not have its user's past added up.
-_CREATE_OF_SESSION: Final = _creation(
-    "AND user_id = :user_id AND session_id = :session_id"
-).replace("project_id = :project_id AND", "+project_id = :project_id AND", 1)
+_CREATE_OF_PROJECT: Final = """
+INSERT INTO ledger_accounts (project_id, user_id, session_id, meter, settled, reserved)
+SELECT :project_id, '', '', :meter,
+    (SELECT coalesce(sum(amount), 0) FROM ledger_entries
+     WHERE project_id = :project_id AND meter = :meter),
+    (SELECT coalesce(sum(amount), 0) FROM ledger_reservations
+     WHERE project_id = :project_id AND meter = :meter)
+"""
 _SPENT_BY_USER: Final = """
 SELECT coalesce(sum(amount), 0) FROM ledger_entries
 WHERE project_id = ? AND user_id = ? AND meter = ? AND at_ms >= ? AND at_ms < ?
@@ -245,9 +243,7 @@ class SqliteLedgerTransaction(SessionTransaction):
             self._known.accounts.update(columns.accounts(rows, self.now_ms))
 
     def _create_account(self, key: AccountKey) -> None:
-        statement = _CREATE_OF_PROJECT
-        if key.user_id:
-            statement = _CREATE_OF_SESSION if key.session_id else _CREATE_OF_USER
+        statement = _CREATE_ACCOUNT if key.user_id else _CREATE_OF_PROJECT
         self._execute(statement, key._asdict())
 
     def anchors(self, keys: Collection[AnchorKey]) -> dict[AnchorKey, int]:

@@ -124,8 +124,8 @@ CREATE TABLE chucky.ledger_reservations (
     owner TEXT COLLATE "C" NOT NULL
 );
 
-CREATE INDEX ledger_reservations_by_user
-ON chucky.ledger_reservations (project_id, user_id, meter);
+CREATE INDEX ledger_running_turns ON chucky.ledger_reservations (project_id, user_id, granted_ms)
+WHERE meter = 'compute';
 
 CREATE TABLE chucky.ledger_entries (
     entry_id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -159,7 +159,6 @@ CREATE INDEX ledger_entries_by_user
 ON chucky.ledger_entries (project_id, user_id, meter, at_ms);
 CREATE INDEX ledger_entries_by_project ON chucky.ledger_entries (project_id, meter, at_ms);
 CREATE INDEX ledger_refunds ON chucky.ledger_entries (refers_to) WHERE refers_to <> '';
-CREATE INDEX ledger_entries_by_session ON chucky.ledger_entries (session_id, meter);
 
 -- What is booked stays as it was booked.
 CREATE FUNCTION chucky.refuse_change_of_entries() RETURNS trigger LANGUAGE plpgsql AS $$

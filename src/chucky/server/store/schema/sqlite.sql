@@ -81,7 +81,8 @@ CREATE TABLE ledger_anchors (
     PRIMARY KEY (project_id, user_id, window_kind)
 ) STRICT, WITHOUT ROWID;
 
--- An account of a user has no session, one of a project has no user either.
+-- An account of a user has no session, one of a project has no user either. Those of users and of
+-- sessions (of these only for ai) are there before anything is booked on them.
 CREATE TABLE ledger_accounts (
     account_id INTEGER PRIMARY KEY,
     project_id TEXT NOT NULL,
@@ -132,8 +133,6 @@ CREATE TABLE ledger_reservations (
     owner TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
 
-CREATE INDEX ledger_reservations_by_user ON ledger_reservations (project_id, user_id, meter);
-
 CREATE TABLE ledger_entries (
     entry_id INTEGER PRIMARY KEY,
     entry_key TEXT NOT NULL UNIQUE,
@@ -165,7 +164,6 @@ CREATE TABLE ledger_entries (
 -- By time before meter: what a turn costs in either lies on one page then.
 CREATE INDEX ledger_entries_by_user ON ledger_entries (project_id, user_id, at_ms, meter);
 CREATE INDEX ledger_entries_by_project ON ledger_entries (project_id, at_ms, meter);
-CREATE INDEX ledger_entries_by_session ON ledger_entries (session_id, meter);
 CREATE INDEX ledger_refunds ON ledger_entries (refers_to) WHERE refers_to <> '';
 
 -- What is booked stays as it was booked.

@@ -12,20 +12,18 @@ the ledger, one with both, which is what an operator runs. What the ledger costs
 what it cannot do without: two durable commits of one row each, made by a bare loop on an SQLite
 file of the same kind (write-ahead log, `synchronous = FULL`) in the same run. Both write first
 until they begin to use their log's space again, as they do from then on: a commit that makes the
-file longer takes half as long again.
+file longer takes half as long again. A server does not make one commit after the other, so that a
+further row compares with two that a thread makes for an event loop, as far apart as those of a
+turn: processor and disk have been idle before each.
 """
 
 from __future__ import annotations
 
-import sqlite3
 import statistics
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
+from bench.bare_commits import BareCommits
 from bench.children import program
 from bench.figures import Figures, Row, Series, Target, percentile
 from bench.service import chucky_service, offline_model, scripted
@@ -59,6 +57,7 @@ def measure(*, quick: bool) -> Figures:
     ours: dict[str, list[list[float]]] = {name: [] for name in _SERVERS}
     direct: list[list[float]] = []
     commits: list[list[float]] = []
+    paced_commits: list[list[float]] = []
     with ExitStack() as running:
         model = running.enter_context(offline_model())
         servers = {
@@ -67,7 +66,7 @@ def measure(*, quick: bool) -> Figures:
         }
         client = running.enter_context(program("ask_server"))
         peer = running.enter_context(program("ask_model"))
-        bare_database = running.enter_context(_bare_database())
+        bare = running.enter_context(BareCommits())
         tokens = {name: server.tokens(1)[0] for name, server in servers.items()}
         given = {
             name: {"url": server.url, "token": tokens[name], **asked}
@@ -76,29 +75,41 @@ def measure(*, quick: bool) -> Figures:
         for _ in range(size.first_blocks):
             for name in servers:
                 client.ask(_BLOCK_SECONDS, **given[name])
-            _commits_ms(bare_database, 100)
+            bare.one_after_the_other_ms(100)
         for _ in range(size.blocks):
             for name in servers:
                 ours[name].append(client.ask(_BLOCK_SECONDS, **given[name])["milliseconds"])
             found = peer.ask(_BLOCK_SECONDS, base_url=f"http://{model}", **asked)
             direct.append(found["milliseconds"])
-            commits.append(_commits_ms(bare_database, 2 * size.turns_in_a_block))
+            count = 2 * size.turns_in_a_block
+            commits.append(bare.one_after_the_other_ms(count))
+            paced_commits.append(bare.apart_ms(count, statistics.median(ours["bare"][-1]) / 2))
+    medians = {name: _medians(blocks) for name, blocks in ours.items()}
     return Figures(
-        rows=_rows({name: _medians(blocks) for name, blocks in ours.items()}, direct, commits),
+        rows=_rows(medians, direct, _medians(commits), _medians(paced_commits)),
         size=asdict(size),
         details={
             "directly_ms": _spread(direct),
             "one_commit_ms": _spread(commits),
+            "one_commit_apart_ms": _spread(paced_commits),
             **{f"{name}_ms": _spread(blocks) for name, blocks in ours.items()},
         },
     )
 
 
 def _rows(
-    ours: dict[str, tuple[float, ...]], direct: list[list[float]], commits: list[list[float]]
+    ours: dict[str, tuple[float, ...]],
+    direct: list[list[float]],
+    commits: tuple[float, ...],
+    paced_commits: tuple[float, ...],
 ) -> list[Row]:
     directly = Series("`anthropic` client, directly", _medians(direct))
-    bare = [turn + 2 * commit for turn, commit in zip(ours["bare"], _medians(commits), strict=True)]
+    with_ledger = Series("with the ledger", ours["ledger"])
+
+    def without(label: str, commits: tuple[float, ...]) -> Series:
+        turns = zip(ours["bare"], commits, strict=True)
+        return Series(label, tuple(turn + 2 * commit for turn, commit in turns))
+
     return [
         Row(
             what="one turn, p50, ledger and log off",
@@ -119,42 +130,27 @@ def _rows(
         Row(
             what="what the ledger adds to a turn, beyond two commits",
             unit="ms",
-            ours=Series("with the ledger", ours["ledger"]),
-            peer=Series("without, and two bare commits", tuple(bare)),
+            ours=with_ledger,
+            peer=without("without, and two bare commits", commits),
             compared="ours - peer",
             target=Target(at_most=0.4),
+        ),
+        Row(
+            what="the same, beyond two commits as far apart as those of a turn",
+            unit="ms",
+            ours=with_ledger,
+            peer=without("without, and two bare commits of a thread", paced_commits),
+            compared="ours - peer",
         ),
         Row(
             what="what the log adds to a turn with the ledger",
             unit="ms",
             ours=Series("with both", ours["both"]),
-            peer=Series("with the ledger", ours["ledger"]),
+            peer=with_ledger,
             compared="ours - peer",
             target=Target(at_most=0.3),
         ),
     ]
-
-
-@contextmanager
-def _bare_database() -> Iterator[sqlite3.Connection]:
-    with (
-        TemporaryDirectory() as directory,
-        closing(sqlite3.connect(Path(directory) / "bare.db", isolation_level=None)) as connection,
-    ):
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("CREATE TABLE row (number INTEGER)")
-        yield connection
-
-
-def _commits_ms(database: sqlite3.Connection, count: int) -> list[float]:
-    """Time durable commits of one small row each."""
-    timed = []
-    for number in range(count):
-        started_at = time.perf_counter()
-        database.execute("INSERT INTO row VALUES (?)", (number,))
-        timed.append((time.perf_counter() - started_at) * 1000)
-    return timed
 
 
 def _medians(blocks: list[list[float]]) -> tuple[float, ...]:

@@ -24,7 +24,7 @@ from chucky.server.model.gate import Gate, Provider
 from chucky.server.model.meter import Meter
 from chucky.server.model.payment import Charge, CutShortError, Quote
 from chucky.server.model.pricing import Price, PriceTable, Rate, Usage
-from chucky.server.model.upstream import UpstreamError
+from chucky.server.model.upstream import ModelRequest, UpstreamError
 
 NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 CATALOG = Catalog.load()
@@ -114,11 +114,9 @@ class Answers:
         return self
 
     @asynccontextmanager
-    async def stream(
-        self, request: Mapping[str, Any], betas: Sequence[str] = ()
-    ) -> AsyncIterator[AsyncIterator[str]]:
+    async def stream(self, request: ModelRequest) -> AsyncIterator[AsyncIterator[str]]:
         """Answer."""
-        self.requests.append(request)
+        self.requests.append(request.fields)
         yield self._events()
 
     async def _events(self) -> AsyncIterator[str]:
@@ -127,7 +125,7 @@ class Answers:
         if self.error is not None:
             raise self.error
 
-    async def count_tokens(self, request: Mapping[str, Any]) -> int | None:
+    async def count_tokens(self, request: ModelRequest) -> int | None:
         """Count."""
         self.counts += 1
         if isinstance(self.counted, UpstreamError):
@@ -412,11 +410,15 @@ def test_text_never_has_more_bytes_than_the_bound_has_tokens(
 ) -> None:
     result = {"type": "tool_result", "tool_use_id": "t", "content": results}
     messages = [{"role": "user", "content": [*blocks, result]}]
-    size = InputSize.of({"messages": messages, "system": system, "tools": tools})
+    size = size_of({"messages": messages, "system": system, "tools": tools})
     texts = [each["text"] for each in (*blocks, *system, *results)]
     texts += [each["name"] + each["description"] for each in tools]
     assert size.bound(10**9) >= sum(len(text.encode()) for text in texts)
     assert 0 < size.estimate(10**9) <= size.bound(10**9)
+
+
+def size_of(fields: Mapping[str, Any]) -> InputSize:
+    return InputSize.of(ModelRequest(fields))
 
 
 def image(data: str) -> dict[str, Any]:
@@ -428,17 +430,17 @@ def test_images_are_bounded_by_their_number_and_pdfs_by_the_context() -> None:
     def within(*blocks: dict[str, Any]) -> dict[str, Any]:
         return {"type": "tool_result", "tool_use_id": "t", "content": list(blocks)}
 
-    assert InputSize.of({"messages": [{"role": "user", "content": "Hi"}]}).images == 0
+    assert size_of({"messages": [{"role": "user", "content": "Hi"}]}).images == 0
     for block in (image("A" * 4), image("A" * 400_000)):
         messages = [{"role": "user", "content": [block, within(block)]}]
-        assert InputSize.of({"messages": messages}).images == 2
-        size = InputSize.of({"messages": messages})
+        assert size_of({"messages": messages}).images == 2
+        size = size_of({"messages": messages})
         assert 10_000 < size.bound(200_000) < 12_000
     pdf = {"type": "document", "source": {"type": "base64", "data": "AAAA"}}
     text = {"type": "document", "source": {"type": "text", "data": "A" * 50}}
     for document, expected in ((pdf, True), (text, False)):
         for blocks in ([document], [within(document)]):
-            size = InputSize.of({"messages": [{"role": "user", "content": blocks}]})
+            size = size_of({"messages": [{"role": "user", "content": blocks}]})
             assert (size.bound(200_000) == 200_000) == expected
 
 

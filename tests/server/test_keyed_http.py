@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -90,8 +91,12 @@ async def calls(address: str, key: str = "") -> AsyncIterator[KeyedHttp]:
         await http.close()
 
 
+def written(**more: object) -> bytes:
+    return json.dumps({**BODY, **more}).encode()
+
+
 async def ask(http: KeyedHttp, **more: object) -> bytes:
-    async with asyncio.timeout(20), http.stream({**BODY, **more}, {}) as chunks:
+    async with asyncio.timeout(20), http.stream(written(**more), {}) as chunks:
         return b"".join([chunk async for chunk in chunks])
 
 
@@ -142,7 +147,7 @@ async def test_a_call_that_gets_no_connection_is_given_up_and_free(
     ended = asyncio.Event()
     half = b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\nHello"
     async with peer(waits(ended, half)) as slow, calls(slow.address) as http:
-        async with http.stream(BODY, {}):
+        async with http.stream(written(), {}):
             error = await refusal(http)
         ended.set()
     assert (error.reason, error.is_free) == ("model_timeout", True)

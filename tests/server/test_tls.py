@@ -16,7 +16,7 @@ from chucky import Chucky
 from chucky.errors import ValidationError
 from chucky.server.model.anthropic_api import open_upstream
 from chucky.server.model.providers import ProviderSettings
-from chucky.server.model.upstream import UpstreamError
+from chucky.server.model.upstream import ModelRequest, UpstreamError
 
 WAIT_SECONDS = 20
 
@@ -96,7 +96,7 @@ async def test_a_model_provider_is_trusted_as_the_environment_says(
         upstream = await asyncio.to_thread(open_upstream, provider)
         found: list[str] | UpstreamError
         try:
-            async with asyncio.timeout(WAIT_SECONDS), upstream.stream({}) as events:
+            async with asyncio.timeout(WAIT_SECONDS), upstream.stream(ModelRequest({})) as events:
                 found = [event async for event in events]
         except UpstreamError as error:
             found = error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,7 +21,7 @@ from chucky.server.model.gate import Gate, Provider
 from chucky.server.model.meter import Meter
 from chucky.server.model.payment import Payer
 from chucky.server.model.pricing import PriceTable
-from chucky.server.model.upstream import UpstreamError
+from chucky.server.model.upstream import ModelRequest, UpstreamError
 
 WAIT_SECONDS = 20
 CATALOG = Catalog.load()
@@ -61,9 +61,7 @@ class Answers:
         return self
 
     @asynccontextmanager
-    async def stream(
-        self, request: Mapping[str, Any], betas: Sequence[str] = ()
-    ) -> AsyncIterator[AsyncIterator[str]]:
+    async def stream(self, request: ModelRequest) -> AsyncIterator[AsyncIterator[str]]:
         """Answer."""
         self.calls += 1
         self.in_flight += 1
@@ -84,7 +82,7 @@ class Answers:
         yield json.dumps({"type": "message_delta", **end})
         yield json.dumps({"type": "message_stop"})
 
-    async def count_tokens(self, request: Mapping[str, Any]) -> int | None:
+    async def count_tokens(self, request: ModelRequest) -> int | None:
         """Count."""
         return INPUT_TOKENS
 

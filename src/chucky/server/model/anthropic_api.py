@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
 
 import anthropic
 import httpx2  # the HTTP client of the anthropic package
@@ -23,7 +22,7 @@ from chucky.server.model.provider_errors import (
 )
 from chucky.server.model.providers import ANTHROPIC_URL, ProviderSettings
 from chucky.server.model.sse import server_sent_events
-from chucky.server.model.upstream import UpstreamError
+from chucky.server.model.upstream import ModelRequest, UpstreamError
 
 logger = logging.getLogger("chucky.server")
 
@@ -137,14 +136,11 @@ class AnthropicUpstream:
         self._http = http
 
     @asynccontextmanager
-    async def stream(
-        self, request: Mapping[str, Any], betas: Sequence[str] = ()
-    ) -> AsyncIterator[AsyncIterator[str]]:
+    async def stream(self, request: ModelRequest) -> AsyncIterator[AsyncIterator[str]]:
         """Make a call; see :class:`~chucky.server.model.upstream.Upstream`."""
-        body = {**request, "stream": True}
-        headers = {"anthropic-beta": ",".join(betas)} if betas else {}
+        headers = {"anthropic-beta": ",".join(request.betas)} if request.betas else {}
         if self._http is not None:
-            async with self._http.stream(body, headers) as chunks:
+            async with self._http.stream(request.body, headers) as chunks:
                 yield _events(chunks)
             return
         with _own_errors(), self._own_credential_errors():
@@ -153,7 +149,7 @@ class AnthropicUpstream:
             stream = await self._client.post(
                 "/v1/messages",
                 cast_to=object,
-                body=body,
+                body={**request.fields, "stream": True},
                 options={"headers": headers},
                 stream=True,
                 stream_cls=anthropic.AsyncStream[object],
@@ -164,11 +160,11 @@ class AnthropicUpstream:
                 chunks = stream.response.aiter_bytes()
                 yield _decoded_events(stream) if is_binary else _events(chunks)
 
-    async def count_tokens(self, request: Mapping[str, Any]) -> int | None:
+    async def count_tokens(self, request: ModelRequest) -> int | None:
         """Count the input; see :class:`~chucky.server.model.upstream.Upstream`."""
         if self._provider.kind == "bedrock":
             return None  # there is no such call at Bedrock
-        body = {name: request[name] for name in _COUNTED_FIELDS if name in request}
+        body = {name: value for name, value in request.fields.items() if name in _COUNTED_FIELDS}
         with _own_errors(), self._own_credential_errors():
             counted = await self._client.post(
                 "/v1/messages/count_tokens", cast_to=object, body=body

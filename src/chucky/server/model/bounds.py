@@ -1,8 +1,8 @@
 """How many tokens the input of a call has at most, before anybody has counted them.
 
-A token of text has at least one byte, and JSON in ASCII spells a text with at least as many
-characters as it has bytes, so the length of a request's JSON is a bound for its text, usually
-three to five times too high. What is not text, and what a provider adds by itself, is bounded by
+A token of text has at least one byte, and JSON spells a text with at least as many bytes as it has
+itself, so the length of a request's JSON is a bound for its text, usually three to five times too
+high. What is not text, and what a provider adds by itself, is bounded by
 what its pages say: https://platform.claude.com/docs/en/build-with-claude/vision (an image is scaled
 down to less than 5,000 tokens),
 https://platform.claude.com/docs/en/agents-and-tools/tool-use/overview (tools bring a system prompt
@@ -12,18 +12,17 @@ beyond which no request is accepted.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from chucky.server.model.catalog import Model
 from chucky.server.model.pricing import Price, Usage
+from chucky.server.model.upstream import ModelRequest
 
-_FIELDS = ("messages", "system", "tools", "tool_choice", "output_config")
 _IMAGE_TOKENS = 5_000
 _SYSTEM_TOKENS = 1_000  # what a provider adds for tools and schemas
-_CHARACTERS_PER_TOKEN = 3
+_BYTES_PER_TOKEN = 3
 _LARGEST_CONTEXT_TOKENS = 1_000_000
 
 
@@ -32,23 +31,23 @@ class InputSize:
     """How large the input of a request is, as far as can be seen without counting tokens.
 
     Attributes:
-        characters: The length of its JSON, beyond ASCII escaped, without the data of images.
+        length: Of its JSON, in bytes, without the data of images.
         images: How many images are in it.
         has_binary_documents: Whether there are documents in it that are not text.
     """
 
-    characters: int
+    length: int
     images: int
     has_binary_documents: bool
 
     @classmethod
-    def of(cls, request: Mapping[str, Any]) -> InputSize:
-        """Measure a request."""
-        characters = len(json.dumps([request[name] for name in _FIELDS if name in request]))
-        media = list(_media(request.get("messages", ())))
+    def of(cls, request: ModelRequest) -> InputSize:
+        """Measure a request. What is in it beside the input is short, and counts too."""
+        media = list(_media(request.fields.get("messages", ())))
         images = [block for block in media if block["type"] == "image"]
         return cls(
-            characters - sum(len(block.get("source", {}).get("data", "")) for block in images),
+            len(request.body)
+            - sum(len(block.get("source", {}).get("data", "")) for block in images),
             len(images),
             any(block["type"] == "document" and _is_binary(block) for block in media),
         )
@@ -57,12 +56,12 @@ class InputSize:
         """The most tokens it can have, if no more than the context are accepted."""
         if self.has_binary_documents:
             return context_tokens
-        tokens = self.characters + self.images * _IMAGE_TOKENS + _SYSTEM_TOKENS
+        tokens = self.length + self.images * _IMAGE_TOKENS + _SYSTEM_TOKENS
         return min(tokens, context_tokens)
 
     def estimate(self, context_tokens: int) -> int:
         """About how many tokens it has: for a call that nobody lived to count."""
-        tokens = -(-self.characters // _CHARACTERS_PER_TOKEN) + self.images * _IMAGE_TOKENS
+        tokens = -(-self.length // _BYTES_PER_TOKEN) + self.images * _IMAGE_TOKENS
         return min(tokens, context_tokens)
 
 

@@ -24,7 +24,7 @@ from chucky.server.model.events import Event
 from chucky.server.model.meter import Meter
 from chucky.server.model.payment import Charge, CutShortError, Payer, Payment, Quote
 from chucky.server.model.pricing import Price, PriceTable, Usage, merge_usage
-from chucky.server.model.upstream import Upstream, UpstreamError, Upstreams
+from chucky.server.model.upstream import ModelRequest, Upstream, UpstreamError, Upstreams
 
 logger = logging.getLogger("chucky.server")
 
@@ -166,9 +166,10 @@ class Gate:
         upstream = await provider.upstreams.upstream_for(model, project_id)
         if model.provider_model is not None:
             request = {**request, "model": model.provider_model}
-        payment, usage = await _reserve(payer, upstream, model, request, price, betas)
+        wanted = ModelRequest(request, betas)
+        payment, usage = await _reserve(payer, upstream, model, wanted, price)
         count = _Count(usage)
-        call = _paid_call(upstream, _within(request, payment.max_tokens), betas, count)
+        call = _paid_call(upstream, _within(wanted, payment.max_tokens), count)
         started_at = time.monotonic_ns()
         try:
             payment.follow(lambda: count.charge(price, payment.held_nanos))
@@ -198,9 +199,9 @@ class Gate:
 
 
 async def _paid_call(
-    upstream: Upstream, request: Mapping[str, Any], betas: Sequence[str], count: _Count
+    upstream: Upstream, request: ModelRequest, count: _Count
 ) -> AsyncGenerator[Event, None]:
-    async with upstream.stream(request, betas) as events:
+    async with upstream.stream(request) as events:
         async for text in events:
             event = Event(text)
             count.take(event)
@@ -214,48 +215,38 @@ async def _paid_call(
 
 
 async def _reserve(
-    payer: Payer,
-    upstream: Upstream,
-    model: Model,
-    request: Mapping[str, Any],
-    price: Price,
-    betas: Sequence[str],
+    payer: Payer, upstream: Upstream, model: Model, request: ModelRequest, price: Price
 ) -> tuple[Payment, Usage]:
     """Take one of the turn's calls, and hold what it may cost."""
     payer.allowance.take()
     try:
-        return await _hold(payer, upstream, model, request, price, betas)
+        return await _hold(payer, upstream, model, request, price)
     except BaseException:
         payer.allowance.give_back()
         raise
 
 
 async def _hold(
-    payer: Payer,
-    upstream: Upstream,
-    model: Model,
-    request: Mapping[str, Any],
-    price: Price,
-    betas: Sequence[str],
+    payer: Payer, upstream: Upstream, model: Model, request: ModelRequest, price: Price
 ) -> tuple[Payment, Usage]:
     """Hold what a call may cost; where a cheap look at the input is too dear, count it first."""
     size = InputSize.of(request)
-    most_tokens = largest_context(model, betas)
+    most_tokens = largest_context(model, request.betas)
     usage = Usage(input_tokens=size.estimate(most_tokens))
     bound = size.bound(most_tokens)
-    payment = await payer.reserve(_quote(price, request, bound, usage), is_final=False)
+    payment = await payer.reserve(_quote(price, request.fields, bound, usage), is_final=False)
     if payment is not None:
         return payment, usage
     counted = await _counted(upstream, request)
     if counted is not None:
         bound = counted
         usage = Usage(input_tokens=counted)
-    payment = await payer.reserve(_quote(price, request, bound, usage), is_final=True)
+    payment = await payer.reserve(_quote(price, request.fields, bound, usage), is_final=True)
     assert payment is not None, "a final quote is paid for or refused"
     return payment, usage
 
 
-async def _counted(upstream: Upstream, request: Mapping[str, Any]) -> int | None:
+async def _counted(upstream: Upstream, request: ModelRequest) -> int | None:
     try:
         return await upstream.count_tokens(request)
     except UpstreamError as error:
@@ -275,19 +266,19 @@ def _quote(price: Price, request: Mapping[str, Any], tokens: int, usage: Usage) 
     )
 
 
-def _within(request: Mapping[str, Any], max_tokens: int) -> Mapping[str, Any]:
+def _within(request: ModelRequest, max_tokens: int) -> ModelRequest:
     """The request with no more output than is paid for, and with thinking that leaves room."""
-    if max_tokens >= request["max_tokens"]:
+    if max_tokens >= request.fields["max_tokens"]:
         return request
-    clamped = {**request, "max_tokens": max_tokens}
-    thinking = request.get("thinking") or {}
+    clamped = {**request.fields, "max_tokens": max_tokens}
+    thinking = clamped.get("thinking") or {}
     if thinking.get("budget_tokens", 0) > max_tokens * 3 // 4:
         budget_tokens = max_tokens * 3 // 4
         if budget_tokens < _LEAST_THINKING_TOKENS:
             del clamped["thinking"]
         else:
             clamped["thinking"] = {**thinking, "budget_tokens": budget_tokens}
-    return clamped
+    return ModelRequest(clamped, request.betas)
 
 
 def _end(payment: Payment, charge: Charge) -> None:

@@ -11,13 +11,11 @@ import io
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from ssl import SSLContext
-from typing import Any
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from yarl import URL
 
-from chucky.jsontext import write_json
 from chucky.server.model.provider_errors import late, read_or_none, status_error, unreachable
 from chucky.server.model.upstream import UpstreamError
 
@@ -50,9 +48,9 @@ class KeyedHttp:
 
     @asynccontextmanager
     async def stream(
-        self, body: Mapping[str, Any], headers: Mapping[str, str]
+        self, body: bytes, headers: Mapping[str, str]
     ) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Make a call; the context yields the answer's body.
+        """Make a call with a body of JSON; the context yields the answer's.
 
         Raises:
             UpstreamError: On entering or while iterating.
@@ -62,7 +60,7 @@ class KeyedHttp:
                 # A redirection is not followed: it would take the key elsewhere.
                 response = await self._opened().post(
                     self._url,
-                    data=io.BytesIO(write_json(body).encode()),  # written piece by piece
+                    data=io.BytesIO(body),  # written piece by piece
                     headers={**self._headers, **headers},
                     allow_redirects=False,
                 )

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 from chucky.errors import ChuckyError
+from chucky.jsontext import write_json
 from chucky.server.model.catalog import Model
 
 
@@ -41,28 +44,40 @@ class UpstreamError(ChuckyError):
         self.is_free = is_free
 
 
+@dataclass(frozen=True)
+class ModelRequest:
+    """What a model is asked.
+
+    Attributes:
+        fields: The body of the Messages API, without ``stream``.
+        betas: Names of the provider's beta features to switch on for this call.
+    """
+
+    fields: Mapping[str, Any]
+    betas: Sequence[str] = ()
+
+    @cached_property
+    def body(self) -> bytes:
+        """The body as it is sent for a stream: JSON in UTF-8.
+
+        It is written once, to be measured and to be sent: it has the whole conversation in it.
+        """
+        return write_json({**self.fields, "stream": True}).encode()
+
+
 class Upstream(Protocol):
     """A provider that speaks the Messages API. It makes each call once: retrying is not its job."""
 
-    def stream(
-        self, request: Mapping[str, Any], betas: Sequence[str] = ()
-    ) -> AbstractAsyncContextManager[AsyncIterator[str]]:
+    def stream(self, request: ModelRequest) -> AbstractAsyncContextManager[AsyncIterator[str]]:
         """Make a call; the context yields the stream's events, each as its JSON text.
-
-        Args:
-            request: The body of the Messages API, without ``stream``.
-            betas: Names of the provider's beta features to switch on for this call.
 
         Raises:
             UpstreamError: On entering or while iterating.
         """
         ...
 
-    async def count_tokens(self, request: Mapping[str, Any]) -> int | None:
+    async def count_tokens(self, request: ModelRequest) -> int | None:
         """How many tokens the input of a call has; None if this provider does not say.
-
-        Args:
-            request: The body of the Messages API, without ``stream``.
 
         Raises:
             UpstreamError: The provider could not be asked.

@@ -12,8 +12,8 @@ import resource
 import signal
 import sqlite3
 import sys
-from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,11 +131,11 @@ def faults_of_the_books(place: Place) -> list[str]:
     windows = place.query("SELECT * FROM ledger_windows JOIN ledger_accounts USING (account_id)")
     held = place.query("SELECT * FROM ledger_reservations")
     faults = [f"{each['reservation_id']} is still open" for each in held]
+    settled, reserved = _sums(entries), _sums(held)
     for account in accounts:
-        settled = sum(each["amount"] for each in entries if _is_of(each, account))
-        reserved = sum(each["amount"] for each in held if _is_of(each, account))
-        if (account["settled"], account["reserved"]) != (settled, reserved):
-            faults.append(f"{dict(account)}: {settled} and {reserved} are in the entries")
+        counted = settled[_key(account)], reserved[_key(account)]
+        if (account["settled"], account["reserved"]) != counted:
+            faults.append(f"{dict(account)}: {counted} are in the entries")
     for window in windows:
         spent = sum(
             each["amount"]
@@ -145,6 +145,20 @@ def faults_of_the_books(place: Place) -> list[str]:
         if spent != window["spent"]:
             faults.append(f"{dict(window)}: {spent} is in the entries")
     return [*faults, *(fault for each in entries for fault in _faults_of_entry(each))]
+
+
+def _sums(rows: Iterable[Any]) -> Counter[tuple[str, ...]]:
+    """What rows come to for each account that they count in."""
+    sums: Counter[tuple[str, ...]] = Counter()
+    for row in rows:
+        project, user, _, meter = _key(row)
+        for key in {(project, "", "", meter), (project, user, "", meter), _key(row)}:
+            sums[key] += row["amount"]
+    return sums
+
+
+def _key(row: Any) -> tuple[str, str, str, str]:
+    return row["project_id"], row["user_id"], row["session_id"], row["meter"]
 
 
 def _is_of(row: Any, account: Any) -> bool:

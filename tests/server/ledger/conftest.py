@@ -16,7 +16,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from chucky import create_budget, create_token
-from chucky.server.ledger.accounts import Holder, Limit, Meter, Standing
+from chucky.server.ledger.accounts import (
+    Account,
+    AccountKey,
+    Holder,
+    Limit,
+    Meter,
+    Standing,
+)
 from chucky.server.ledger.booking import book
 from chucky.server.ledger.operations import Look, Operation, Outcome, Reserve, Seen, Settle, Void
 from chucky.server.ledger.rows import LedgerRows
@@ -102,6 +109,11 @@ class LedgerDatabase:
         who = holder or self.holder()
         wanted = Reserve(reservation_id, who, meter, flat(amount), limits, **more)
         return reservation_id, self.book(wanted)[0]
+
+    def lock(self, *keys: AccountKey) -> list[Account]:
+        """Accounts as a transaction sees them."""
+        with self.rows.transaction() as transaction:
+            return list(transaction.lock_accounts(keys).values())
 
     def give_back(self, reservation_id: str) -> None:
         """End a reservation of which nothing was spent."""

@@ -168,6 +168,18 @@ def test_looking_fixes_nothing(ledger_db: Any) -> None:
     assert ledger_db.reserve(1, DAILY)[1].standings[0].window.start_ms == ledger_db.clock.now_ms
 
 
+def test_a_window_that_was_only_looked_at_is_not_kept(ledger_db: Any) -> None:
+    weekly = Limit("user", "week", 1_000)
+    ledger_db.spend(5, DAILY)
+    for _ in range(3):
+        ledger_db.clock.now_ms += 1
+        assert spent(look(ledger_db, weekly)) == 0
+        ledger_db.spend(5, DAILY)
+    # What is looked at begins at that moment, as it would if it was used.
+    [account] = ledger_db.lock(ledger_db.holder().key("user", "ai"))
+    assert [window.kind for window in account.spent] == ["day"]
+
+
 def test_spending_counts_in_the_window_in_which_it_is_booked(ledger_db: Any) -> None:
     hourly = Limit("user", "hour", 1_000)
     held, _ = ledger_db.reserve(1_000, hourly)
@@ -227,6 +239,21 @@ def test_a_window_that_is_now_again_counts_what_is_booked_in_it(ledger_db: Any) 
     ledger_db.spend(1, EVER)
     assert spent(look(ledger_db, DAILY)) == 101
     assert spent(look(replace(ledger_db, rows=ledger_db.open_rows()), DAILY)) == 101
+
+
+def test_a_window_that_is_still_to_come_counts_what_is_booked_when_it_has_come(
+    ledger_db: Any,
+) -> None:
+    start_ms = ledger_db.clock.now_ms
+    ledger_db.spend(1, DAILY)
+    ledger_db.clock.now_ms = start_ms + DAY_MS + 1_000
+    ledger_db.spend(10, DAILY)
+    ledger_db.clock.now_ms = start_ms + DAY_MS - 1_000  # the clock is set back
+    ledger_db.spend(100, EVER)
+    ledger_db.clock.now_ms = start_ms + DAY_MS + 2_000
+    ledger_db.spend(200, EVER)
+    assert spent(look(ledger_db, DAILY)) == 210
+    assert spent(look(replace(ledger_db, rows=ledger_db.open_rows()), DAILY)) == 210
 
 
 def test_what_is_settled_again_is_booked_once(ledger_db: Any) -> None:

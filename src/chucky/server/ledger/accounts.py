@@ -266,7 +266,13 @@ class Account:
     granted: tuple[int | None, Window] | None = None
 
     def begin(self, now_ms: int) -> None:
-        """Let a transaction begin, at a moment."""
+        """Let a transaction begin, at a moment.
+
+        Windows that are over are dropped. One that is still to come, because the clock was set
+        back, is written already: what is booked when it comes has to be added to it.
+        """
         self.has_spent, self.granted = False, None
-        if any([not window.contains(now_ms) for window in self.spent]):  # noqa: C419 - much faster
-            self.spent = {each: sum_ for each, sum_ in self.spent.items() if each.contains(now_ms)}
+        if any([window.is_over(now_ms) for window in self.spent]):  # noqa: C419 - much faster
+            self.spent = {
+                each: sum_ for each, sum_ in self.spent.items() if not each.is_over(now_ms)
+            }

@@ -366,24 +366,28 @@ class _Books:
         for limit in limits:
             window = self._window(holder, limit)
             account = accounts.get(limit.scope)
-            spent = 0 if account is None else self._spent(account, window)
+            spent = 0 if account is None else self._spent(account, holder, limit, window)
             reserved = 0 if account is None else account.reserved
             standings.append(Standing(meter, limit, spent, reserved, window))
         return tuple(standings)
 
-    def _spent(self, account: Account, window: Window) -> int:
+    def _spent(self, account: Account, holder: Holder, limit: Limit, window: Window) -> int:
         """What an account has spent in a window, counted from its entries the first time."""
         if window.start_ms is None or window.end_ms is None:
             return account.settled
-        if window not in account.spent:
-            written = self._transaction.spent_between(account.key, window.start_ms, window.end_ms)
-            account.spent[window] = written + sum(
-                entry.amount
-                for entry in self._changes.entries
-                if account in self._accounts_of(entry.holder, entry.meter).values()
-            )
+        known = account.spent.get(window)
+        if known is not None:
+            return known
+        spent = self._transaction.spent_between(account.key, window.start_ms, window.end_ms) + sum(
+            entry.amount
+            for entry in self._changes.entries
+            if account in self._accounts_of(entry.holder, entry.meter).values()
+        )
+        # A look does not fix where windows begin: the next one sees another window.
+        if anchor_key(holder, limit) in self._anchors:
+            account.spent[window] = spent
             account.has_spent = True
-        return account.spent[window]
+        return spent
 
     def _window(self, holder: Holder, limit: Limit) -> Window:
         if limit.window == LIFETIME:

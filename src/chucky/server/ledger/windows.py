@@ -40,6 +40,10 @@ class Window(NamedTuple):
             self.end_ms is None or at_ms < self.end_ms
         )
 
+    def is_over(self, at_ms: int) -> bool:
+        """Whether it has ended before a moment."""
+        return self.end_ms is not None and self.end_ms <= at_ms
+
 
 FOREVER = Window(LIFETIME)
 

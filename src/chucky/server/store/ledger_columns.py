@@ -82,14 +82,16 @@ WHERE endings.kind <> 'late' AND endings.entry_key
 
 
 def accounts(rows: Iterable[Row], now_ms: int) -> dict[AccountKey, Account]:
-    """Accounts, and those of their windows that are now, as :data:`SELECT_ACCOUNTS` finds them."""
+    """Accounts, and those of their windows that are not over, as :data:`SELECT_ACCOUNTS` finds
+    them.
+    """
     found: dict[AccountKey, Account] = {}
     for account_id, *whose, settled, reserved, kind, start_ms, end_ms, spent in rows:
         key = AccountKey(*whose)
         account = found.get(key)
         if account is None:
             account = found[key] = Account(account_id, key, settled, reserved)
-        if kind is not None and start_ms <= now_ms < end_ms:
+        if kind is not None and now_ms < end_ms:
             account.spent[Window(kind, start_ms, end_ms)] = spent
     return found
 

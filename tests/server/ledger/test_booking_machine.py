@@ -28,11 +28,13 @@ from chucky.server.ledger.operations import (
     Exceeded,
     Extend,
     Granted,
+    Look,
     Operation,
     Outcome,
     Reanchor,
     Refused,
     Reserve,
+    Seen,
     Settle,
     Sweep,
     Void,
@@ -438,7 +440,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def __init__(self, database: Any) -> None:
         super().__init__()
-        self.rows = database.rows
+        self.rows, self.others_rows = database.rows, database.open_rows()
         self.clock = database.clock
         self.clock.now_ms = database.start_ms
         self.project_id = uuid.uuid4().hex
@@ -446,9 +448,9 @@ class LedgerMachine(RuleBasedStateMachine):
         names = (f"{self.project_id}-{number}" for number in count())
         self.ids = names
 
-    def book(self, *operations: Operation) -> list[Outcome]:
+    def book(self, *operations: Operation, rows: Any = None) -> list[Outcome]:
         """Each operation is a group of its own, all in one transaction."""
-        with self.rows.transaction() as transaction:
+        with (rows or self.rows).transaction() as transaction:
             groups = [[operation] for operation in operations]
             return [outcome for [outcome] in book(transaction, groups, self.model.owner)]
 
@@ -489,12 +491,27 @@ class LedgerMachine(RuleBasedStateMachine):
     def crash(self, everything: bool) -> None:
         """The process dies, and another one ends what it left, or what its lease has ended of."""
         self.model.owner = uuid.uuid4().hex
-        assert self.book(Sweep(everything=everything)) == [self.model.sweep(everything=everything)]
+        ended = self.book(Sweep(everything=everything), rows=self.others_rows)
+        assert ended == [self.model.sweep(everything=everything)]
 
     @rule()
     def sweep(self) -> None:
         """Another process looks for what nobody renews."""
-        assert self.book(Sweep()) == [self.model.sweep(everything=False)]
+        ended = self.book(Sweep(), rows=self.others_rows)
+        assert ended == [self.model.sweep(everything=False)]
+
+    @rule(data=st.data(), meter=st.sampled_from(METERS))
+    def look(self, data: st.DataObject, meter: Meter) -> None:
+        """Somebody wants to know how limits stand, which changes nothing."""
+        draws = Draws(data, self.model, self.project_id, self.ids)
+        holder = draws.holder()
+        # A project is not counted before it has a budget, and nobody looks at one.
+        limits = tuple(each for each in draws.limits(meter) if each.scope != "project")
+        [seen] = self.book(Look(holder, {meter: limits}))
+        assert isinstance(seen, Seen)
+        assert [(each.spent, each.reserved) for each in seen.standings] == [
+            self.model.stand(holder, meter, limit) for limit in limits
+        ]
 
     @rule(
         step_ms=st.sampled_from(
@@ -567,6 +584,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Leave nothing open that the next machine would find."""
         self.book(*(Void(key, each.holder, each.meter) for key, each in self.model.open.items()))
+        self.others_rows.close()
 
 
 @pytest.mark.timeout(300)

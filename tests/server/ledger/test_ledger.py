@@ -9,7 +9,7 @@ import threading
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -88,10 +88,13 @@ class Running:
         """Whether there were more transactions than so many."""
         return self.rows.commits > count
 
-    def wanted(self, amount: int, user: str = "ann", limit: Limit = LIMIT) -> Reserve:
+    def wanted(
+        self, amount: int, user: str = "ann", *limits: Limit, session: str = "s1"
+    ) -> Reserve:
         """A reservation of an amount."""
         wish = Wish(amount, 0, 0, 0, 0, 0)
-        return Reserve(uuid.uuid4().hex, self.db.holder(user), "ai", wish, (limit,))
+        holder = self.db.holder(user, session)
+        return Reserve(uuid.uuid4().hex, holder, "ai", wish, limits or (LIMIT,))
 
     async def standing(self, user: str = "ann") -> Standing:
         """How the limit stands when all that was asked for is written."""
@@ -260,7 +263,7 @@ async def test_who_leaves_the_line_makes_room_for_the_next(run: Run) -> None:
             asyncio.create_task(running.ledger.reserve(running.wanted(6_000), told=no_matter))
             for _ in range(4)
         ]
-        await until(lambda: running.ledger.has_line(running.db.holder()))
+        await until(lambda: running.ledger.has_line(running.wanted(1)))
         await running.standing()
         waiting[0].cancel()  # at the head of the line
         waiting[2].cancel()  # behind
@@ -272,7 +275,7 @@ async def test_who_leaves_the_line_makes_room_for_the_next(run: Run) -> None:
         await asyncio.wait([waiting[3]], timeout=WAIT_SECONDS)
         await running.standing()
         assert (await running.standing()).reserved == 6_000
-        assert not running.ledger.has_line(running.db.holder())
+        assert not running.ledger.has_line(running.wanted(1))
 
 
 async def test_a_group_that_leaves_the_line_gives_back_what_it_was_granted(run: Run) -> None:
@@ -333,11 +336,50 @@ async def test_everyone_in_line_is_told_that_there_is_a_wait(run: Run) -> None:
             await running.settle(all_of_it, 0)
 
 
+async def test_who_may_spend_more_does_not_wait_for_those_of_the_user_who_may_not(run: Run) -> None:
+    async with run() as running:
+        await running.ledger.ask(running.wanted(10_000))
+        waiting = asyncio.create_task(running.ledger.reserve(running.wanted(1), told=no_matter))
+        await until(lambda: running.ledger.has_line(running.wanted(1)))
+        richer = running.wanted(6_000, "ann", replace(LIMIT, amount=50_000))
+        assert not running.ledger.has_line(richer)
+        async with asyncio.timeout(WAIT_SECONDS):
+            [outcome] = await running.ledger.reserve(richer, told=no_matter)
+        assert isinstance(outcome, Granted)
+        waiting.cancel()
+        await asyncio.wait([waiting], timeout=WAIT_SECONDS)
+
+
+async def test_who_waits_for_something_else_by_now_leaves_the_line_to_the_next(run: Run) -> None:
+    own = Limit("session", "lifetime", 1_000)
+    async with run() as running:
+        all_of_it = running.wanted(10_000, session="s2")
+        of_session = running.wanted(500, "ann", own)
+        for each in (all_of_it, of_session):
+            await running.ledger.ask(each)
+        told: list[Standing] = []
+        both = running.wanted(800, "ann", LIMIT, own)
+        first = asyncio.create_task(running.ledger.reserve(both, told=told.append))
+        await until(lambda: running.ledger.has_line(running.wanted(1)))
+        behind = running.wanted(1_000, session="s2")
+        second = asyncio.create_task(running.ledger.reserve(behind, told=no_matter))
+        await running.standing()
+        await running.settle(all_of_it, 0)
+        [outcome] = await asyncio.wait_for(second, WAIT_SECONDS)
+        assert isinstance(outcome, Granted)
+        await until(lambda: told[-1].limit == own)
+        assert told[0].limit == LIMIT
+        await running.settle(of_session, 0)
+        [outcome] = await asyncio.wait_for(first, WAIT_SECONDS)
+        assert isinstance(outcome, Granted)
+        assert not running.ledger.has_line(both)
+
+
 async def test_one_user_waits_and_another_does_not(run: Run) -> None:
     async with run() as running:
         await running.ledger.ask(running.wanted(10_000))
         waiting = asyncio.create_task(running.ledger.reserve(running.wanted(1), told=no_matter))
-        await until(lambda: running.ledger.has_line(running.db.holder()))
+        await until(lambda: running.ledger.has_line(running.wanted(1)))
         [outcome] = await running.ledger.reserve(running.wanted(1, "bob"), told=no_matter)
         assert isinstance(outcome, Granted)
         waiting.cancel()
@@ -349,7 +391,7 @@ async def test_money_that_comes_from_elsewhere_ends_the_wait(run: Run) -> None:
         all_of_it = running.wanted(10_000)
         await running.ledger.ask(all_of_it)
         waiting = asyncio.create_task(running.ledger.reserve(running.wanted(1), told=no_matter))
-        await until(lambda: running.ledger.has_line(running.db.holder()))
+        await until(lambda: running.ledger.has_line(running.wanted(1)))
         # Another process gives it back; nothing of that is heard here.
         await asyncio.to_thread(
             running.db.book, Void(all_of_it.reservation_id, all_of_it.holder, "ai")
@@ -438,7 +480,7 @@ async def test_a_fault_of_one_caller_is_not_that_of_the_others(run: Run) -> None
         first = asyncio.create_task(running.ledger.ask(running.wanted(1)))
         await turns_of_the_loop(3)
         # These are written together. What one asks for fits no database.
-        good, bad = running.wanted(500), running.wanted(2**70, limit=Limit("user", "day", 2**80))
+        good, bad = running.wanted(500), running.wanted(2**70, "ann", Limit("user", "day", 2**80))
         others = [asyncio.create_task(running.ledger.ask(each)) for each in (good, bad)]
         await turns_of_the_loop(3)
         running.rows.may_commit.set()
@@ -514,7 +556,7 @@ async def test_leases_are_renewed_while_someone_waits(
         waiting = asyncio.create_task(
             running.ledger.reserve(first, running.wanted(1), told=no_matter)
         )
-        await until(lambda: running.ledger.has_line(running.db.holder()))
+        await until(lambda: running.ledger.has_line(running.wanted(1)))
         # The time of many leases passes while it waits with compute in its hands.
         for _ in range(5):
             enough = running.rows.commits + 3

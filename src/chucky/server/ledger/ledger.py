@@ -1,7 +1,7 @@
 """The running ledger of a process: many callers, one writer, one commit for all who came together.
 
 Operations that arrive while a commit is on its way are written with the next one. A reservation
-that finds the money held by others waits in line, first in, first out for each user, and is tried
+that finds the money held by others waits in line, first in, first out for each limit, and is tried
 again whenever something is given back.
 """
 
@@ -14,9 +14,10 @@ from asyncio import FIRST_COMPLETED
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from chucky.errors import ChuckyError
-from chucky.server.ledger.accounts import Holder, Standing
+from chucky.server.ledger.accounts import AccountKey, Holder, Limit, Meter, Standing
 from chucky.server.ledger.booking import LEASE_MS, Group, book
 from chucky.server.ledger.lateness import log_what_came_too_late
 from chucky.server.ledger.operations import (
@@ -57,7 +58,7 @@ _MOST_GROUPS_WAITING = 50_000
 
 @dataclass(eq=False, slots=True)
 class _Line:
-    """Those of one user who wait for money.
+    """Those who wait for money of the same account under the same limit.
 
     Attributes:
         standing: The limit whose money others hold, as it was seen last.
@@ -68,6 +69,22 @@ class _Line:
     standing: Standing
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     length: int = 0
+
+
+class _LineKey(NamedTuple):
+    """Whose money is waited for, and under which limit: others of the same user may have more.
+
+    Where a window should begin is no part of it: tokens that are minted again wait in one line.
+    """
+
+    account: AccountKey
+    window: str
+    amount: int
+
+    @classmethod
+    def of(cls, holder: Holder, meter: Meter, limit: Limit) -> _LineKey:
+        """The line for a limit."""
+        return cls(holder.key(limit.scope, meter), limit.window, limit.amount)
 
 
 class Ledger:
@@ -93,7 +110,7 @@ class Ledger:
         self._overdue: deque[Request] = deque()
         self._is_overdue = asyncio.Event()
         self._refusal = asyncio.Event()
-        self._lines: dict[tuple[str, str], _Line] = {}
+        self._lines: dict[_LineKey, _Line] = {}
         self._given_back = asyncio.Event()
         self._posted: defaultdict[str, set[asyncio.Future[list[Outcome]]]] = defaultdict(set)
         self._watched: dict[str, Callable[[], Checkpoint | None]] = {}
@@ -247,14 +264,22 @@ class Ledger:
             written.cancel()
         return all(each.done() for each in posted)
 
-    def has_line(self, holder: Holder) -> bool:
-        """Whether others of this user wait for money, and would be passed by who does not."""
-        return (holder.project_id, holder.user_id) in self._lines
+    def has_line(self, *operations: Reserve | Extend) -> bool:
+        """Whether others wait for the same money, and would be passed by who does not."""
+        return self._line_ahead(operations) is not None
+
+    def _line_ahead(self, operations: Sequence[Reserve | Extend]) -> _LineKey | None:
+        keys = (
+            _LineKey.of(each.holder, each.meter, limit)
+            for each in operations
+            for limit in each.limits
+        )
+        return next((key for key in keys if key in self._lines), None) if self._lines else None
 
     async def reserve(
         self, *operations: Reserve | Extend, told: Callable[[Standing], None]
     ) -> list[Outcome]:
-        """Have a group of reservations done, in line behind others who wait for money.
+        """Have a group of reservations done, in line behind others who wait for the same money.
 
         Args:
             operations: The group.
@@ -266,30 +291,40 @@ class Ledger:
         Raises:
             ChuckyError: The database failed; nothing is held.
         """
-        user = (operations[0].holder.project_id, operations[0].holder.user_id)
         granted: list[Outcome] = []
         try:
-            line = self._lines.get(user)
-            if line is None:
-                outcomes = await self.ask(*operations)
-                if not isinstance(outcomes[-1], Busy):
-                    return outcomes
-                granted = outcomes[:-1]
-                line = self._lines.setdefault(user, _Line(outcomes[-1].standing))
-            told(line.standing)
-            rest = operations[len(granted) :]
-            return granted + await self._reserve_in_line(user, line, rest, told)
+            key = self._line_ahead(operations)
+            while True:
+                rest = operations[len(granted) :]
+                asked = self.ask(*rest) if key is None else self._ask_in_line(key, rest, told)
+                outcomes = await asked
+                last = outcomes[-1]
+                if not isinstance(last, Busy):
+                    return granted + outcomes
+                granted += outcomes[:-1]
+                key = self._line_up(operations[0].holder, last.standing)
         except BaseException:
             self._give_back(operations[: len(granted)])
             raise
 
-    async def _reserve_in_line(
+    def _line_up(self, holder: Holder, standing: Standing) -> _LineKey:
+        key = _LineKey.of(holder, standing.meter, standing.limit)
+        self._lines.setdefault(key, _Line(standing)).standing = standing
+        return key
+
+    async def _ask_in_line(
         self,
-        user: tuple[str, str],
-        line: _Line,
+        key: _LineKey,
         operations: Sequence[Reserve | Extend],
         told: Callable[[Standing], None],
     ) -> list[Outcome]:
+        """Ask when it is its turn, again and again until it is not this limit that is in the way.
+
+        Returns:
+            The outcomes; the last is :class:`Busy` if it is another one.
+        """
+        line = self._lines[key]
+        told(line.standing)
         line.length += 1
         granted: list[Outcome] = []
         try:
@@ -297,11 +332,13 @@ class Ledger:
                 while True:
                     given_back = self._given_back
                     outcomes = await self.ask(*operations[len(granted) :])
-                    if not isinstance(outcomes[-1], Busy):
+                    last = outcomes[-1]
+                    if not isinstance(last, Busy):
+                        return granted + outcomes
+                    if self._line_up(operations[0].holder, last.standing) != key:
                         return granted + outcomes
                     granted += outcomes[:-1]
-                    line.standing = outcomes[-1].standing
-                    told(line.standing)
+                    told(last.standing)
                     await _wait_at_most(given_back, _LINE_RETRY_SECONDS)
         except BaseException:
             self._give_back(operations[: len(granted)])
@@ -309,7 +346,7 @@ class Ledger:
         finally:
             line.length -= 1
             if not line.length:
-                del self._lines[user]
+                del self._lines[key]
 
     def watch(self, reservation_id: str, checkpoint: Callable[[], Checkpoint | None]) -> None:
         """Write from time to time what a reservation would be booked with; None for no news."""

@@ -119,8 +119,6 @@ class TurnPayer:
 
     async def reserve(self, quote: Quote, *, is_final: bool) -> CallPayment | None:
         """Hold money for a call; see :class:`~chucky.server.model.payment.Payer`."""
-        if not is_final and self._ledger.has_line(self._holder):
-            return None
         call_id = new_reservation_id()
         wish = self._wish(quote, is_final=is_final)
         wanted = Reserve(
@@ -132,6 +130,8 @@ class TurnPayer:
             price=quote.price,
             usage=quote.usage,
         )
+        if not is_final and self._ledger.has_line(wanted):
+            return None
         with self._clock.waiting():
             outcome = await self._held(wanted, may_wait=is_final)
         if isinstance(outcome, Granted):

@@ -62,6 +62,22 @@ def write_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
+def with_whole_characters(text: str) -> str:
+    """JSON text in which U+FFFD stands for each half of a surrogate pair, which no text can hold.
+
+    What is no JSON is returned as it is.
+    """
+    if "\\u" not in text or not _ESCAPED_SURROGATE.search(text):
+        return text
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    written = write_json(value)
+    whole = written.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text if whole == written else whole
+
+
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON value")
 

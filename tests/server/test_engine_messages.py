@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -383,6 +384,50 @@ async def test_a_message_without_text_is_an_empty_success(
         result = await Chucky(server.token(), server.url).prompt("hi")
     assert result.subtype == "success"
     assert result.result == ""
+
+
+@pytest.mark.parametrize("pieces", [["Hi \ud83d", " there \U0001f44b"], ["Hi ", "\ude00 \\ud83d"]])
+async def test_half_a_character_of_a_model_is_replaced_and_the_session_goes_on(
+    start_server: Any, start_provider: Any, api: Any, pieces: list[str]
+) -> None:
+    deltas = [{"type": "text_delta", "text": each} for each in pieces]
+    block = api.block({"type": "text", "text": ""}, *deltas)
+    async with (
+        start_provider(api.message(*block), api.says("Yes.")) as provider,
+        start_server(upstream_url=provider.url) as server,
+        Chucky(server.token(), server.url).create_session(include_partial_messages=True) as session,
+    ):
+        expected = re.sub("[\ud800-\udfff]", "\ufffd", "".join(pieces))
+        assert (await answers(session, "hi"))[-1].result == expected
+        assert (await answers(session, "again"))[-1].result == "Yes."
+    assert provider.requests[-1]["messages"][1]["content"][0]["text"] == expected
+
+
+async def test_half_a_character_in_the_input_of_a_tool_is_replaced(
+    start_server: Any, start_provider: Any, api: Any
+) -> None:
+    got: list[str] = []
+
+    @tool("note", "Note something")
+    async def note(text: str) -> str:
+        got.append(text)
+        return "Noted."
+
+    call = {"type": "tool_use", "id": "t1", "input": {}}
+    delta = {"type": "input_json_delta", "partial_json": json.dumps({"text": "x\ud83d"})}
+    async with (
+        start_provider(
+            lambda request: api.message(
+                *api.block({**call, "name": request["tools"][0]["name"]}, delta),
+                stop_reason="tool_use",
+            ),
+            api.says("Done."),
+        ) as provider,
+        start_server(upstream_url=provider.url) as server,
+        Chucky(server.token(), server.url).create_session(tools=[note]) as session,
+    ):
+        assert (await answers(session, "hi"))[-1].result == "Done."
+    assert got == ["x\ufffd"]
 
 
 async def test_blocks_go_back_to_the_model_as_they_came(

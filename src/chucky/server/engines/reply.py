@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from chucky.errors import ChuckyError
+from chucky.jsontext import with_whole_characters
 from chucky.server.model.events import Event
 from chucky.server.model.payment import CutShortError
 
@@ -141,6 +142,6 @@ def _text(value: object) -> str:
 
 def _loads_or_none(text: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(with_whole_characters(text))
     except ValueError:
         return None

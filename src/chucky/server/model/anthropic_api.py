@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -11,7 +12,7 @@ import anthropic
 import httpx2  # the HTTP client of the anthropic package
 
 from chucky.errors import ChuckyError
-from chucky.jsontext import write_json
+from chucky.jsontext import with_whole_characters
 from chucky.server.model.keyed_http import KeyedHttp
 from chucky.server.model.provider_errors import (
     late,
@@ -198,7 +199,7 @@ class AnthropicUpstream:
 
 async def _decoded_events(stream: anthropic.AsyncStream[object]) -> AsyncIterator[str]:
     async for event in stream:
-        yield write_json(event)
+        yield with_whole_characters(json.dumps(event))
 
 
 async def _events(chunks: AsyncIterable[bytes]) -> AsyncIterator[str]:
@@ -211,7 +212,7 @@ async def _events(chunks: AsyncIterable[bytes]) -> AsyncIterator[str]:
             raise error
         has_begun = True
         if name != "ping":
-            yield data
+            yield with_whole_characters(data)
 
 
 @contextmanager

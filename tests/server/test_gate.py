@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import unicodedata
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractContextManager, aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -414,6 +415,8 @@ def test_text_never_has_more_bytes_than_the_bound_has_tokens(
     texts = [each["text"] for each in (*blocks, *system, *results)]
     texts += [each["name"] + each["description"] for each in tools]
     assert size.bound(10**9) >= sum(len(text.encode()) for text in texts)
+    normalized = [unicodedata.normalize("NFKC", text) for text in texts]
+    assert size.bound(10**9) >= sum(len(text.encode()) for text in normalized)
     assert 0 < size.estimate(10**9) <= size.bound(10**9)
 
 
@@ -424,6 +427,12 @@ def size_of(fields: Mapping[str, Any]) -> InputSize:
 def image(data: str) -> dict[str, Any]:
     source = {"type": "base64", "media_type": "image/png", "data": data}
     return {"type": "image", "source": source}
+
+
+def test_a_character_that_normalizing_makes_longer_is_bounded_as_it_is_then() -> None:
+    text = "\ufdfa" * 1_000
+    size = size_of({"messages": [{"role": "user", "content": text}]})
+    assert size.bound(10**9) >= len(unicodedata.normalize("NFKC", text).encode()) == 33_000
 
 
 def test_images_are_bounded_by_their_number_and_pdfs_by_the_context() -> None:

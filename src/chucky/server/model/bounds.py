@@ -2,8 +2,11 @@
 
 A token of text has at least one byte, and JSON spells a text with at least as many bytes as it has
 itself, so the length of a request's JSON is a bound for its text, usually three to five times too
-high. What is not text, and what a provider adds by itself, is bounded by
-what its pages say: https://platform.claude.com/docs/en/build-with-claude/vision (an image is scaled
+high. A tokenizer may normalize a text before it cuts it up, as the published one of early models
+does (NFKC: https://github.com/anthropics/anthropic-tokenizer-typescript), by which a character can
+become eighteen; so the longer of both counts. What is not text, and what a provider adds by
+itself, is bounded by what its pages say:
+https://platform.claude.com/docs/en/build-with-claude/vision (an image is scaled
 down to less than 5,000 tokens),
 https://platform.claude.com/docs/en/agents-and-tools/tool-use/overview (tools bring a system prompt
 of some hundred tokens). A PDF may hold more text than bytes; it is bounded by the model's context,
@@ -12,6 +15,7 @@ beyond which no request is accepted.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +35,7 @@ class InputSize:
     """How large the input of a request is, as far as can be seen without counting tokens.
 
     Attributes:
-        length: Of its JSON, in bytes, without the data of images.
+        length: Of its JSON, in bytes, normalized if that is longer, without the data of images.
         images: How many images are in it.
         has_binary_documents: Whether there are documents in it that are not text.
     """
@@ -46,7 +50,7 @@ class InputSize:
         media = list(_media(request.fields.get("messages", ())))
         images = [block for block in media if block["type"] == "image"]
         return cls(
-            len(request.body)
+            _length(request.body)
             - sum(len(block.get("source", {}).get("data", "")) for block in images),
             len(images),
             any(block["type"] == "document" and _is_binary(block) for block in media),
@@ -79,6 +83,12 @@ def input_nanos_bound(request: Mapping[str, Any], price: Price, tokens: int) -> 
     if "1h" in lifetimes:
         usages.append(Usage(cache_write_1h_tokens=tokens))
     return max(price.dearest_cost_nanos(usage) for usage in usages)
+
+
+def _length(body: bytes) -> int:
+    if body.isascii():
+        return len(body)
+    return max(len(body), len(unicodedata.normalize("NFKC", body.decode()).encode()))
 
 
 def _media(value: Any) -> Iterable[Mapping[str, Any]]:

@@ -162,6 +162,36 @@ async def call(
     return purse
 
 
+class Unanswered(Answers):
+    """A provider that does not answer; ``has_got`` says whether it got anything of a request."""
+
+    def __init__(self, *, has_got: bool) -> None:
+        super().__init__()
+        self.has_got = has_got
+        self.is_asked = asyncio.Event()
+
+    @asynccontextmanager
+    async def stream(self, request: ModelRequest) -> AsyncIterator[AsyncIterator[str]]:
+        """Answer nothing."""
+        request.is_unsent = not self.has_got
+        self.is_asked.set()
+        await asyncio.Event().wait()
+        yield self._events()
+
+
+@pytest.mark.parametrize("has_got", [True, False])
+async def test_what_is_interrupted_before_anything_was_sent_is_free(has_got: bool) -> None:
+    provider, purse = Unanswered(has_got=has_got), Purse()
+    calling = asyncio.create_task(call(provider, purse))
+    async with asyncio.timeout(20):
+        await provider.is_asked.wait()
+        calling.cancel()
+        await asyncio.wait([calling])
+    assert calling.cancelled()
+    assert purse.voided == (0 if has_got else 1)
+    assert [each.is_estimated for each in purse.charges] == ([True] if has_got else [])
+
+
 def start(**usage: Any) -> dict[str, Any]:
     return {"type": "message_start", "message": {"usage": {"input_tokens": 10, **usage}}}
 

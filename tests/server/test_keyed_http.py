@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -13,7 +12,7 @@ import pytest
 
 from chucky.server.model import keyed_http
 from chucky.server.model.keyed_http import KeyedHttp
-from chucky.server.model.upstream import UpstreamError
+from chucky.server.model.upstream import ModelRequest, UpstreamError
 
 BODY = {"model": "m", "messages": []}
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nHello"
@@ -91,12 +90,12 @@ async def calls(address: str, key: str = "") -> AsyncIterator[KeyedHttp]:
         await http.close()
 
 
-def written(**more: object) -> bytes:
-    return json.dumps({**BODY, **more}).encode()
+def request(**more: object) -> ModelRequest:
+    return ModelRequest({**BODY, **more})
 
 
 async def ask(http: KeyedHttp, **more: object) -> bytes:
-    async with asyncio.timeout(20), http.stream(written(**more), {}) as chunks:
+    async with asyncio.timeout(20), http.stream(request(**more), {}) as chunks:
         return b"".join([chunk async for chunk in chunks])
 
 
@@ -147,10 +146,36 @@ async def test_a_call_that_gets_no_connection_is_given_up_and_free(
     ended = asyncio.Event()
     half = b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\nHello"
     async with peer(waits(ended, half)) as slow, calls(slow.address) as http:
-        async with http.stream(written(), {}):
+        async with http.stream(request(), {}):
             error = await refusal(http)
         ended.set()
     assert (error.reason, error.is_free) == ("model_timeout", True)
+
+
+async def test_of_a_call_that_is_left_it_is_known_whether_anything_was_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(keyed_http, "_MOST_CONNECTIONS", 1)
+    ended = asyncio.Event()
+    sent, waiting = request(), request()
+
+    async def call(wanted: ModelRequest) -> None:
+        async with http.stream(wanted, {}):
+            raise AssertionError("nobody answers")
+
+    async with peer(waits(ended)) as silent, calls(silent.address) as http:
+        async with asyncio.timeout(20):
+            first = asyncio.create_task(call(sent))
+            while sent.is_unsent or not sent.__dict__.get("body"):  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+            second = asyncio.create_task(call(waiting))
+            while not waiting.is_unsent:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        for each in (first, second):
+            each.cancel()
+        await asyncio.wait([first, second], timeout=20)
+        ended.set()
+    assert (sent.is_unsent, waiting.is_unsent) == (False, True)
 
 
 async def test_a_redirection_is_an_error_and_takes_the_key_nowhere() -> None:

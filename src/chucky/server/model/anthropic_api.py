@@ -141,7 +141,7 @@ class AnthropicUpstream:
         """Make a call; see :class:`~chucky.server.model.upstream.Upstream`."""
         headers = {"anthropic-beta": ",".join(request.betas)} if request.betas else {}
         if self._http is not None:
-            async with self._http.stream(request.body, headers) as chunks:
+            async with self._http.stream(request, headers) as chunks:
                 yield _events(chunks)
             return
         with _own_errors(), self._own_credential_errors():

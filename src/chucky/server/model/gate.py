@@ -169,7 +169,8 @@ class Gate:
         wanted = ModelRequest(request, betas)
         payment, usage = await _reserve(payer, upstream, model, wanted, price)
         count = _Count(usage)
-        call = _paid_call(upstream, _within(wanted, payment.max_tokens), count)
+        paid = _within(wanted, payment.max_tokens)
+        call = _paid_call(upstream, paid, count)
         started_at = time.monotonic_ns()
         try:
             payment.follow(lambda: count.charge(price, payment.held_nanos))
@@ -182,6 +183,8 @@ class Gate:
             count.has_failed = not count.complete
             raise
         finally:
+            if paid.is_unsent:
+                count.usage = Usage()
             charge = count.charge(price, payment.held_nanos)
             _end(payment, charge)
             if is_aside or count.has_failed:

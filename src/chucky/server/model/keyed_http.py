@@ -11,13 +11,14 @@ import io
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from ssl import SSLContext
+from typing import Any
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from yarl import URL
 
 from chucky.server.model.provider_errors import late, read_or_none, status_error, unreachable
-from chucky.server.model.upstream import UpstreamError
+from chucky.server.model.upstream import ModelRequest, UpstreamError
 
 # The time between two events may be long while a model thinks; the API sends pings meanwhile.
 _SECONDS_BETWEEN_EVENTS = 120.0
@@ -48,21 +49,23 @@ class KeyedHttp:
 
     @asynccontextmanager
     async def stream(
-        self, body: bytes, headers: Mapping[str, str]
+        self, request: ModelRequest, headers: Mapping[str, str]
     ) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Make a call with a body of JSON; the context yields the answer's.
+        """Make a call; the context yields the answer's body.
 
         Raises:
             UpstreamError: On entering or while iterating.
         """
+        request.is_unsent = True
         with _own_errors():
             async with asyncio.timeout(_ANSWER_SECONDS):
                 # A redirection is not followed: it would take the key elsewhere.
                 response = await self._opened().post(
                     self._url,
-                    data=io.BytesIO(body),  # written piece by piece
+                    data=io.BytesIO(request.body),  # written piece by piece
                     headers={**self._headers, **headers},
                     allow_redirects=False,
+                    trace_request_ctx=request,
                 )
         async with response:
             if not 200 <= response.status < 300:
@@ -82,6 +85,7 @@ class KeyedHttp:
                     sock_read=_SECONDS_BETWEEN_EVENTS,
                 ),
                 cookie_jar=aiohttp.DummyCookieJar(),
+                trace_configs=[_noting_what_is_sent()],
                 proxy=_proxy_for(self._url),
             )
         return self._session
@@ -90,6 +94,15 @@ class KeyedHttp:
         """Let go of connections."""
         if self._session is not None:
             await self._session.close()
+
+
+def _noting_what_is_sent() -> aiohttp.TraceConfig:
+    async def note(_session: object, context: Any, _headers: object) -> None:
+        context.trace_request_ctx.is_unsent = False
+
+    tracing = aiohttp.TraceConfig()
+    tracing.on_request_headers_sent.append(note)  # called before the first byte goes out
+    return tracing
 
 
 def _proxy_for(url: URL) -> str | None:

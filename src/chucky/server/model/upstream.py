@@ -44,17 +44,20 @@ class UpstreamError(ChuckyError):
         self.is_free = is_free
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class ModelRequest:
     """What a model is asked.
 
     Attributes:
         fields: The body of the Messages API, without ``stream``.
         betas: Names of the provider's beta features to switch on for this call.
+        is_unsent: Whether nothing of it has been sent yet, as far as an upstream knows that. What
+            is interrupted then is free.
     """
 
     fields: Mapping[str, Any]
     betas: Sequence[str] = ()
+    is_unsent: bool = False
 
     @cached_property
     def body(self) -> bytes:

@@ -465,6 +465,30 @@ def test_a_character_that_normalizing_makes_longer_is_bounded_as_it_is_then() ->
     assert size.bound(10**9) >= len(unicodedata.normalize("NFKC", text).encode()) == 33_000
 
 
+MARKS = "\u0301\u0323"
+
+
+@given(
+    text=st.text(
+        st.characters(codec="utf-8", min_codepoint=0x80)
+        | st.sampled_from("ae\u00e9\uac00\uac01\u1100\u1161\u11a8\u3067\ufb03\ufdfa" + MARKS),
+        max_size=12,
+    )
+)
+def test_no_text_is_longer_when_it_is_normalized_than_its_bound(text: str) -> None:
+    many = 1_000  # so that the bound's allowance for what a provider adds hides nothing
+    size = size_of({"messages": [{"role": "user", "content": f"{text} " * many}]})
+    normalized = f"{unicodedata.normalize('NFKC', text)} ".encode()
+    assert size.bound(10**9) - 1_000 >= len(normalized) * many
+
+
+@pytest.mark.timeout(20)
+def test_a_long_run_of_combining_marks_is_measured_in_no_time() -> None:
+    # To normalize it takes minutes.
+    size = size_of({"messages": [{"role": "user", "content": MARKS * 200_000}]})
+    assert size.bound(10**9) >= len(MARKS.encode()) * 200_000
+
+
 def test_images_are_bounded_by_their_number_and_pdfs_by_the_context() -> None:
     def within(*blocks: dict[str, Any]) -> dict[str, Any]:
         return {"type": "tool_result", "tool_use_id": "t", "content": list(blocks)}

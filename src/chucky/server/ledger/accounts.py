@@ -62,7 +62,7 @@ def account_keys(holder: Holder, meter: Meter) -> Mapping[Scope, AccountKey]:
 def own_keys(holder: Holder, meter: Meter) -> frozenset[AccountKey]:
     """The accounts that a payer has whatever the limits are: all but that of a user's project."""
     keys = account_keys(holder, meter)
-    return frozenset(key for scope, key in keys.items() if scope != "project" or len(keys) == 1)
+    return frozenset(keys[scope] for scope in keys if scope != "project" or not holder.user_id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from chucky.server.ledger.accounts import (
     METERS,
@@ -10,7 +10,6 @@ from chucky.server.ledger.accounts import (
     Holder,
     Limit,
     Meter,
-    Scope,
     account_keys,
     own_keys,
 )
@@ -76,18 +75,16 @@ class Needs:
         """Need the accounts in which a payer's spending counts."""
         self.accounts.update(account_keys(holder, meter).values())
 
-    def _book(self, holder: Holder, meter: Meter) -> Mapping[Scope, AccountKey]:
+    def _book(self, holder: Holder, meter: Meter) -> None:
         """Need the accounts too that must be there before anything is booked on them."""
-        keys = account_keys(holder, meter)
-        self.accounts.update(keys.values())
+        self.touch(holder, meter)
         self.created.update(own_keys(holder, meter))
-        return keys
 
     def _spend(self, operation: Reserve | Extend | Settle) -> None:
         holder = operation.holder
-        keys = self._book(holder, operation.meter)
+        self._book(holder, operation.meter)
         for limit in operation.limits:
-            self.created.add(keys[limit.scope])
+            self.created.add(holder.key(limit.scope, operation.meter))
         self._anchor(holder, operation.limits, is_set=not isinstance(operation, Settle))
         if not isinstance(operation, Reserve) or operation.is_repeated:
             self.reservations.add(operation.reservation_id)

@@ -4,13 +4,12 @@ A token of text has at least one byte, and JSON spells a text with at least as m
 itself, so the length of a request's JSON is a bound for its text, usually three to five times too
 high. A tokenizer may normalize a text before it cuts it up, as the published one of early models
 does (NFKC: https://github.com/anthropics/anthropic-tokenizer-typescript), by which a character can
-become eighteen; so the longer of both counts. What is not text, and what a provider adds by
-itself, is bounded by what its pages say:
-https://platform.claude.com/docs/en/build-with-claude/vision (an image is scaled
-down to less than 5,000 tokens),
-https://platform.claude.com/docs/en/agents-and-tools/tool-use/overview (tools bring a system prompt
-of some hundred tokens). A PDF may hold more text than bytes; it is bounded by the model's context,
-beyond which no request is accepted.
+become eighteen; so each character counts with the longer of both. What is not text, and what a
+provider adds by itself, is bounded by what its pages say:
+https://platform.claude.com/docs/en/build-with-claude/vision (an image is scaled down to less than
+5,000 tokens), https://platform.claude.com/docs/en/agents-and-tools/tool-use/overview (tools bring a
+system prompt of some hundred tokens). A PDF may hold more text than bytes; it is bounded by the
+model's context, beyond which no request is accepted.
 """
 
 from __future__ import annotations
@@ -18,7 +17,9 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from itertools import repeat
+from typing import Any, Literal
 
 from chucky.server.model.catalog import Model
 from chucky.server.model.pricing import Price, Usage
@@ -28,6 +29,9 @@ _IMAGE_TOKENS = 5_000
 _SYSTEM_TOKENS = 1_000  # what a provider adds for tools and schemas
 _BYTES_PER_TOKEN = 3
 _LARGEST_CONTEXT_TOKENS = 1_000_000
+_REMEMBERED_CHARACTERS = 65_536
+
+_Form = Literal["NFKC", "NFKD"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +39,7 @@ class InputSize:
     """How large the input of a request is, as far as can be seen without counting tokens.
 
     Attributes:
-        length: Of its JSON, in bytes, normalized if that is longer, without the data of images.
+        length: Of its JSON, in bytes, normalized where that is longer, without the data of images.
         images: How many images are in it.
         has_binary_documents: Whether there are documents in it that are not text.
     """
@@ -86,9 +90,24 @@ def input_nanos_bound(request: Mapping[str, Any], price: Price, tokens: int) -> 
 
 
 def _length(body: bytes) -> int:
+    """The bytes of a text, or of what normalizing makes of it: the more at each character.
+
+    It is not normalized as a whole, because that takes a time with the square of a run of combining
+    marks, and a user may send any text.
+    """
     if body.isascii():
         return len(body)
-    return max(len(body), len(unicodedata.normalize("NFKC", body.decode()).encode()))
+    text = body.decode()
+    characters = set(text)
+    # Marks that are put in another order can keep a character from being put together again.
+    form: _Form = "NFKD" if any(map(unicodedata.combining, characters)) else "NFKC"
+    growing = {each: growth for each in characters if (growth := _growth(each, form)) > 0}
+    return len(body) + (sum(map(growing.get, text, repeat(0))) if growing else 0)
+
+
+@lru_cache(_REMEMBERED_CHARACTERS)
+def _growth(character: str, form: _Form) -> int:
+    return len(unicodedata.normalize(form, character).encode()) - len(character.encode())
 
 
 def _media(value: Any) -> Iterable[Mapping[str, Any]]:

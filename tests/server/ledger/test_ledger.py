@@ -214,15 +214,21 @@ async def test_who_leaves_at_any_moment_leaves_nothing_held(run: Run, when: int)
             assert (await running.standing()).reserved == 500 * answered
 
 
-async def test_who_leaves_when_the_answer_is_there_leaves_nothing_held(run: Run) -> None:
+@pytest.mark.parametrize("is_there", [True, False])
+async def test_who_leaves_when_the_answer_comes_leaves_nothing_held(
+    run: Run, is_there: bool
+) -> None:
     async with run() as running:
         asked: asyncio.Task[Any]
 
         original = running.ledger._writer._answer
 
         def answer(request: Any, outcomes: Any) -> None:
-            original(request, outcomes)
-            asked.cancel()  # the answer is there, and nobody has read it yet
+            if is_there:
+                original(request, outcomes)
+            asked.cancel()  # nobody has read the answer yet, or learned that nobody wants it
+            if not is_there:
+                original(request, outcomes)
 
         running.ledger._writer._answer = answer
         asked = asyncio.create_task(running.ledger.ask(running.wanted(500)))
@@ -464,7 +470,8 @@ async def test_nothing_is_lost_or_doubled_whatever_the_database_does(
             await turns_of_the_loop(chance.randint(0, 3))
             if chance.random() < 0.2:
                 chance.choice(calls).cancel()
-        await asyncio.wait(calls, timeout=WAIT_SECONDS)
+        _, left = await asyncio.wait(calls, timeout=WAIT_SECONDS)
+        assert not left
         running.rows.faults = iter(())
         # What fails now was begun before; what was granted to those who left is given back then.
         await until(lambda: not running.ledger._overdue and not running.ledger._writer.unanswered)

@@ -188,8 +188,8 @@ class Ledger:
         try:
             return await request.done
         except asyncio.CancelledError:
-            request.is_abandoned = True
-            if not request.done.cancelled():  # it was answered in the same moment
+            # Answered in the same moment, or else `_take` finds that nobody waits for it.
+            if not request.done.cancelled():
                 self._give_back(request.operations)
             raise
 

@@ -31,13 +31,20 @@ class Request:
         operations: The group.
         done: Gets the outcomes.
         must_happen: Whether a failure of the database is no answer, only a delay.
-        is_abandoned: Whether nobody waits any more; what it is granted is given back.
     """
 
     operations: Group
     done: asyncio.Future[list[Outcome]]
     must_happen: bool
-    is_abandoned: bool = False
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether nobody waits any more; what it is granted is given back.
+
+        The future tells it at once. Who waited learns of it a moment later, and the answer may come
+        between the two.
+        """
+        return not self.must_happen and self.done.cancelled()
 
 
 class Writer:

@@ -328,7 +328,7 @@ def postgres_place(
     postgres: PostgresServer, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> PostgresPlace:
     """An empty PostgreSQL database."""
-    monkeypatch.setattr(postgres_database, "WAIT_SECONDS", 0.2)  # outages are part of the tests
+    monkeypatch.setattr(postgres_database, "WAIT_SECONDS", 1.0)  # outages are part of the tests
     return PostgresPlace(PostgresUrl(postgres_url), postgres)
 
 
